@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dipddpm_jax.types import Images
+from dipddpm_jax.types import Features, Images
 
 Kernel = Float[Array, "kh kw c o"]
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
 
-def conv(x: Images, kernel: Kernel, stride: int = 1, padding: Padding = ((0, 0), (0, 0))) -> Images:
+def conv(x: Images, kernel: Kernel, stride: int = 1, padding: Padding = ((0, 0), (0, 0))) -> Features:
     """Cross-correlation with zero padding, as PyTorch's Conv2d; kernel is (height, width, in, out)."""
     if jax.default_backend() != "cpu":
         layout = ("NHWC", "HWIO", "NHWC")
@@ -27,7 +27,7 @@ def conv(x: Images, kernel: Kernel, stride: int = 1, padding: Padding = ((0, 0),
     return jnp.concatenate(patches, -1) @ kernel.reshape(kh * kw * c, o)
 
 
-def conv_transpose(x: Images, kernel: Kernel, stride: int = 1, padding: int = 0) -> Images:
+def conv_transpose(x: Images, kernel: Kernel, stride: int = 1, padding: int = 0) -> Features:
     """PyTorch's ConvTranspose2d; kernel is (height, width, OUT, IN), the layout whose fan-in is PyTorch's."""
     kh, kw, _, _ = kernel.shape
     dilated = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (kh - 1 - padding,) * 2 + (stride - 1,),

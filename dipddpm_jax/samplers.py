@@ -53,7 +53,7 @@ def ancestral(
 ) -> Sample:
     """DDPM, algorithm 2, on any grid; the last `quiet_steps` transitions add no noise (1 in the paper)."""
     t, s, bar_t, bar_s = _transitions(schedule, grid)
-    alpha = bar_t / bar_s
+    alpha = schedule.alpha_between(t, s)
     var = (1 - alpha) * (1 if variance == "beta" else (1 - bar_s) / (1 - bar_t))
     noisy = np.arange(len(t)) < len(t) - quiet_steps
 

@@ -3,17 +3,23 @@
 Tables are float64 on the host. The reference systems' index conventions are absorbed here: whatever they call
 their entries, alpha_bars[t] is the product of (1 - beta) over the t transitions from the clean image.
 """
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
+Sigmas = Literal["linear", "exponential", "cosine"]
+
 
 class NoiseSchedule(NamedTuple):
-    """alpha_bars[t] for t in 0..T, in float64 on the host; time 0 is the clean image, alpha_bars[0] == 1."""
+    """Tables in float64 on the host: alpha_bars[t] for t in 0..T, and betas[i] for the transition from i to i + 1.
+
+    Time 0 is the clean image: alpha_bars[0] == 1. The betas follow from the alpha_bars except in system 004.
+    """
 
     alpha_bars: Float64[np.ndarray, "levels"]
+    betas: Float64[np.ndarray, "steps"]
 
     @property
     def num_steps(self) -> int:
@@ -27,10 +33,10 @@ class NoiseSchedule(NamedTuple):
         """sqrt(1 - alpha_bar_t)."""
         return jnp.asarray(np.sqrt(1 - self.alpha_bars), jnp.result_type(float))[t]
 
-    @property
-    def betas(self) -> Float64[np.ndarray, "steps"]:
-        """betas[i]: the noise variance added from time i to time i + 1."""
-        return 1 - self.alpha_bars[1:] / self.alpha_bars[:-1]
+    def alpha_between(self, t: Int[np.ndarray, "n"], s: Int[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+        """The product of (1 - beta) over the transitions from s to a later t: what `ancestral` undoes."""
+        products = np.concatenate([[1.0], np.cumprod(1 - self.betas)])
+        return products[t] / products[s]
 
 
 def from_betas(betas: Float[np.ndarray, "steps"]) -> NoiseSchedule:
@@ -40,7 +46,42 @@ def from_betas(betas: Float[np.ndarray, "steps"]) -> NoiseSchedule:
     """
     if not len(betas) or not np.all((np.float64(betas) > 0) & (np.float64(betas) < 1)):
         raise ValueError(f"every beta must lie strictly between 0 and 1; got {np.min(betas)} .. {np.max(betas)}")
-    return NoiseSchedule(np.concatenate([[1.0], np.cumprod(1 - np.float64(betas))]))
+    return NoiseSchedule(np.concatenate([[1.0], np.cumprod(1 - np.float64(betas))]), np.float64(betas))
+
+
+def from_betas_at_zero(betas: Float[np.ndarray, "levels"]) -> NoiseSchedule:
+    """System 004 (TeaPearce's script): a table with an entry for time 0, which dims the picture at every later time.
+
+    betas[0] is part of every alpha_bar although no transition adds it, so the last one (from 1 to 0) undoes betas[1]
+    only. Raises ValueError as `from_betas` does.
+    """
+    return NoiseSchedule(np.concatenate([[1.0], from_betas(betas).alpha_bars[2:]]), np.float64(betas[1:]))
+
+
+def linear_at_zero(num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:
+    """System 004 and TeaPearce: betas linear in t / num_steps, from time 0 on."""
+    return from_betas_at_zero(np.linspace(first_beta, last_beta, num_steps + 1))
+
+
+def waves_at_zero(num_steps: int, low: float = 1e-4, high: float = 0.02, period: int = 50) -> NoiseSchedule:
+    """System 004's "cosine": betas that swing between `high` (at time 0) and `low`, eight times in 400 steps."""
+    wave = np.cos(2 * np.pi * np.arange(num_steps + 1) / period)
+    return from_betas_at_zero((high - low) / 2 * wave + (high + low) / 2)
+
+
+def sigma_table(kind: Sigmas, num_steps: int = 1000) -> Float64[np.ndarray, "steps"]:
+    """System 003: how much noise a block injects at time i + 1. No product of them is formed and x is not scaled.
+
+    Its "polynomial" table is printed with the formula of the cosine one.
+    """
+    i = np.arange(num_steps)
+    match kind:
+        case "linear":
+            return 0.01 * i / num_steps
+        case "exponential":
+            return 0.1 * 0.95**i
+        case "cosine":
+            return 0.5 * (1 + np.cos(np.pi * i / num_steps))
 
 
 def linear(num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:

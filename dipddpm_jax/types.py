@@ -9,6 +9,7 @@ from dipddpm_jax.errors import UserError as UserError
 
 Images = Float[Array, "b h w c"]
 Image = Float[Array, "h w c"]
+Features = Float[Array, "b _ _ _"]  # of a layer, whose sides and channels may differ from its input's
 Times = Int[Array, "b"]
 Labels = Int[Array, "b"] | Float[Array, "b k"]  # one class an image, or a multi-hot vector of several
 NULL_LABEL = -1  # one_hot(-1) is all zeros: "no class"

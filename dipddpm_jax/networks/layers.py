@@ -15,7 +15,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Key, PyTree
 
 from dipddpm_jax import convolution
-from dipddpm_jax.types import Images
+from dipddpm_jax.types import Features, Images
 
 # PyTorch's default (kaiming_uniform with a = sqrt 5): U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -45,7 +45,7 @@ def initial_variables(network: nn.Module, key: Key[Array, ""], *example: Any) ->
                 return rng.uniform(-1, 1, shape) / np.sqrt(np.prod(kernel.shape[:-1]))
             case "embedding":
                 return rng.normal(size=shape)
-            case "scale":
+            case "scale" | "g":
                 return np.ones(shape)
             case "bias" | "gain":
                 return np.zeros(shape)
@@ -71,7 +71,7 @@ class Conv(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Features:
         k, p = self.kernel_size, self.padding
         shape = (k, k, x.shape[-1], self.features)
         kernel = self.param("kernel", torch_kernel, shape)
@@ -94,7 +94,7 @@ class ConvTranspose(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Features:
         k = self.kernel_size
         kernel = self.param("kernel", torch_kernel, (k, k, self.features, x.shape[-1]))
         y = convolution.conv_transpose(x, kernel.astype(x.dtype), self.stride, self.padding)
@@ -123,7 +123,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Images:
+    def __call__(self, x: Images, train: bool) -> Features:
         c = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
@@ -138,9 +138,8 @@ class BatchNorm(nn.Module):
                 n = x.size // c
                 kept_mean.value = (1 - self.momentum) * kept_mean.value + self.momentum * mean
                 kept_var.value = (1 - self.momentum) * kept_var.value + self.momentum * var * (n / max(n - 1, 1))
-        gain = scale / jnp.sqrt(var + self.epsilon)
-        shift = bias - mean * gain
-        return x * gain.astype(x.dtype)[None, None, None] + shift.astype(x.dtype)[None, None, None]
+        gain, mean, bias = (v.astype(x.dtype)[None, None, None] for v in (scale / jnp.sqrt(var + self.epsilon), mean, bias))
+        return (x - mean) * gain + bias  # a single shift would cost digits where the mean is large
 
 
 def group_norm(groups: int) -> nn.GroupNorm:
@@ -154,6 +153,26 @@ def image_norm() -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, reduction_axes=axes, feature_axes=axes, use_fast_variance=False)
 
 
+def windows(x: Images, size: int) -> Float[Array, "b h {size} w {size} c"]:
+    """Non-overlapping windows, for pooling over axes 2 and 4; leftover rows and columns are dropped, as in PyTorch."""
+    b, h, w, c = x.shape
+    h, w = h // size, w // size
+    return x[:, : h * size, : w * size].reshape(b, h, size, w, size, c)
+
+
+def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
+    """Upsample(scale_factor=2): half-pixel centres, edges repeated."""
+    for axis in (1, 2):
+        before = after = x
+        if method == "bilinear":
+            edges = [(1, 1) if a == axis else (0, 0) for a in range(4)]
+            padded, n = jnp.pad(x, edges, mode="edge"), x.shape[axis]
+            before = 0.75 * x + 0.25 * jax.lax.slice_in_dim(padded, 0, n, axis=axis)
+            after = 0.75 * x + 0.25 * jax.lax.slice_in_dim(padded, 2, n + 2, axis=axis)
+        x = jnp.stack([before, after], axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    return x
+
+
 def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"]:
     """[sin(t f), cos(t f)] with f_j = 10000^(-j / divisor), j < dim / 2 (Vaswani et al. 2017, section 3.5)."""
     frequency = jnp.asarray(np.exp(-np.log(10_000) * np.arange(dim // 2) / divisor), t.dtype)
@@ -161,7 +180,7 @@ def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
-def chain(layers: Any, x: Images, *args: Any) -> Images:
+def chain(layers: Any, x: Images, *args: Any) -> Features:
     """Applies layers in order; `args` go to each of them."""
     for layer in layers:
         x = layer(x, *args)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from dipddpm_jax.networks.layers import Conv, ConvTranspose, Dense, chain, image_norm
-from dipddpm_jax.types import Images, Labels, Times
+from dipddpm_jax.types import Images, Labels, Times, UserError
 
 
 def time_table(num_steps: int, dim: int) -> Float[Array, "levels dim"]:
@@ -21,6 +21,17 @@ def time_table(num_steps: int, dim: int) -> Float[Array, "levels dim"]:
         raise ValueError(f"the time table needs an even width; got {dim}")
     angle = np.outer(np.arange(num_steps), 1 / 10_000 ** (2 * np.arange(0, dim, 2) / dim))
     return jnp.asarray(np.stack([np.sin(angle), np.cos(angle)], -1).reshape(num_steps, dim), jnp.float32)
+
+
+class TimeTable(nn.Module):
+    """A frozen embedding. A buffer, since the original stores it (and a checkpoint may hold another table)."""
+
+    num_steps: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, rows: Times) -> Float[Array, "b d"]:
+        return self.variable("buffers", "embedding", time_table, self.num_steps, self.dim).value[rows]
 
 
 class Block(nn.Module):
@@ -61,8 +72,7 @@ class SmallUNet(nn.Module):
 
     def setup(self):
         a, b, c = self.widths
-        # A buffer, since the original freezes it but stores it (and a checkpoint may hold another table).
-        self.time_embed = self.variable("buffers", "time_embed", time_table, self.num_steps, self.time_dim)
+        self.time_embed = TimeTable(self.num_steps, self.time_dim)
         self.te1, self.b1, self.down1 = _time(self.channels), [Block(a), Block(a), Block(a)], _down(a)
         self.te2, self.b2, self.down2 = _time(a), [Block(b), Block(b), Block(b)], _down(b)
         self.te3, self.b3 = _time(b), [Block(c), Block(c), Block(c)]
@@ -75,7 +85,9 @@ class SmallUNet(nn.Module):
         self.conv_out = Conv(self.channels, padding=1)
 
     def __call__(self, x: Images, t: Times, labels: Labels | None = None, train: bool = False) -> Images:
-        time = self.time_embed.value[t - 1].astype(x.dtype)  # the original counts its steps from 0
+        if x.shape[1:3] != (28, 28):
+            raise UserError(f"this UNet is for pictures of 28x28 pixels, not {x.shape[1]}x{x.shape[2]}")
+        time = self.time_embed(t - 1).astype(x.dtype)  # the original counts its steps from 0
 
         def stage(embed, blocks, x):
             return chain(blocks, x + chain(embed, time)[:, None, None, :])

@@ -1,0 +1,163 @@
+"""The command line: parse first, import JAX after; a user's mistake is one line on stderr and exit status 2."""
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from dipddpm_jax import config as configs
+from dipddpm_jax.config import PRESETS, RunOptions, SamplerConfig, TrainConfig
+from dipddpm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """One training run: what, and where."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions()
+
+
+@dataclass(frozen=True)
+class SampleCommand:
+    """Draws pictures from a trained model: grid.png, samples.npz and the command that made them."""
+
+    workdir: Annotated[Path | None, tyro.conf.Positional] = None
+    """Directory of a training run; default: the newest in runs/."""
+    count: int = 64
+    """How many pictures."""
+    sampler: str | None = None
+    """ancestral, ddim, heun or dpmpp_2m; default: as the run was configured."""
+    num_steps: int | None = None
+    """Transitions of the sampler; default: all times (ancestral), or 25."""
+    variance: str | None = None
+    """beta or posterior, of ancestral."""
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 as noisy as ancestral."""
+    clip: bool | None = None
+    """Keep the believed clean picture within the range of pixels at every step."""
+    labels: tuple[str, ...] = ()
+    """Names (or numbers) of classes, repeated over the pictures; default: all in turn."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance; 0 is none."""
+    seed: int = 0
+    out: Path | None = None
+    """Directory to write to; default: samples/ in the run."""
+    gif: bool = False
+    """Also an animation of the chain, chain.gif."""
+    step: int | None = None
+    """Checkpoint to use; default: the newest."""
+    batch_size: int = 64
+    """Pictures drawn at once; does not change them."""
+    torch_weights: Path | None = None
+    """A PyTorch checkpoint (.safetensors, .pt, .pth) instead of a run; needs --preset."""
+    preset: str | None = None
+    """The preset whose network --torch-weights fits."""
+
+
+def _guard(command: Any, argv: Sequence[str]) -> None:
+    try:
+        command(list(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def train_main(argv: Sequence[str] | None = None) -> None:
+    """`python train.py [PRESET] ...`."""
+    _guard(_train, sys.argv[1:] if argv is None else argv)
+
+
+def sample_main(argv: Sequence[str] | None = None) -> None:
+    """`python sample.py [WORKDIR] ...`."""
+    _guard(_sample, sys.argv[1:] if argv is None else argv)
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return (f"did you mean {close[0]}? " if close else "") + f"Known are {', '.join(known)}"
+
+
+def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCommand:
+    listing = "\n".join(f"  {name:22} {text}" for name, (text, _) in PRESETS.items())
+    description = (f"Trains a diffusion model and draws samples from it. Usage: train.py [PRESET] [options]; "
+                   f"the defaults below are those of preset {preset}.\n\nPresets:\n{listing}")
+    return tyro.cli(tyro.conf.AvoidSubcommands[TrainCommand], args=args, default=default,
+                    prog=f"train.py {preset}", description=description)
+
+
+def _train(argv: list[str]) -> None:
+    named = bool(argv) and not argv[0].startswith("-")
+    preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: {_closest(preset, list(PRESETS))}")
+    command = _parse_train(preset, args, TrainCommand(PRESETS[preset][1]))
+    configs.check(command.config, command.run)
+    if command.run.resume:
+        preset, command = _resumed(preset if named else None, args, command.run)
+
+    from dipddpm_jax import runs
+
+    try:
+        workdir, picture = runs.train(command.config, command.run, preset)
+    except runs.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code) from None
+    print(f"Samples: {picture}\nNext: python sample.py {workdir}")
+
+
+def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str, TrainCommand]:
+    """The run's own configuration, in which the command line may change nothing but its length and sampler."""
+    workdir = run.workdir or configs.newest_run()
+    old_preset, old, _ = configs.load(workdir / "config.json")
+    if preset not in (None, old_preset):
+        raise UserError(f"--resume: {workdir} is a run of preset {old_preset}, not {preset}")
+    command = _parse_train(old_preset, args, TrainCommand(old, run))
+    new = dataclasses.replace(command.config, steps=old.steps, sampler=old.sampler)
+    if changed := configs.differences(old, new):
+        raise UserError(f"--resume cannot change the run in {workdir}: {'; '.join(changed)}")
+    configs.check(command.config, command.run)
+    return old_preset, dataclasses.replace(command, run=dataclasses.replace(command.run, workdir=workdir))
+
+
+def _sampler(command: SampleCommand, default: SamplerConfig) -> SamplerConfig:
+    given = {"name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
+             "guidance": command.guidance, "num_steps": command.num_steps}
+    if command.sampler is not None and command.num_steps is None:
+        default = dataclasses.replace(default, num_steps=None)  # the other sampler's own number
+    return configs.checked_literals(dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None}))
+
+
+def _sample(argv: list[str]) -> None:
+    command = tyro.cli(SampleCommand, args=argv, prog="sample.py")
+    if not 1 <= command.count <= 1_000_000:
+        raise UserError(f"--count must be 1 to 1000000; got {command.count}")
+    if not 1 <= command.batch_size <= 65_536:
+        raise UserError(f"--batch-size must be 1 to 65536; got {command.batch_size}")
+    if not 0 <= command.seed < 2**31:
+        raise UserError(f"--seed must be between 0 and 2^31 - 1; got {command.seed}")
+    if (command.torch_weights is None) != (command.preset is None):
+        raise UserError("--torch-weights FILE and --preset NAME belong together")
+    if command.preset is None:
+        workdir = command.workdir or configs.newest_run()
+        _, config, facts = configs.load(workdir / "config.json")
+    else:
+        if command.preset not in PRESETS:
+            raise UserError(f"unknown preset {command.preset!r}: {_closest(command.preset, list(PRESETS))}")
+        workdir, config, facts = Path("."), PRESETS[command.preset][1], None
+    sampler = _sampler(command, config.sampler)
+    configs.check_sampler(sampler, config.schedule)
+    out = command.out or workdir / "samples"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a directory")
+
+    from dipddpm_jax import drawing
+
+    print(drawing.draw_to_disk(command, workdir, config, facts, sampler, out, argv))

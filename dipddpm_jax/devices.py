@@ -1,0 +1,93 @@
+"""Devices: the compilation cache, meshes, and several machines."""
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from dipddpm_jax.config import RunOptions
+from dipddpm_jax.errors import UserError
+
+
+def set_up(run: RunOptions | None = None) -> None:
+    """Before anything is computed: the compilation cache (in the user's cache folder), and the other machines."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dipddpm_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if run and run.devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", run.devices)  # a CPU is as many devices as one likes
+    if run and run.distributed:
+        try:
+            jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--distributed: {str(error).splitlines()[0]} (without a cluster to ask, give "
+                            "--coordinator HOST:PORT --num-processes N --process-id I)") from None
+
+
+def make_mesh(count: int | None, batch_size: int) -> Mesh:
+    """The devices that share a batch; by default as many as divide it. Raises UserError when `count` do not fit."""
+    devices = jax.devices()
+    if count is None:
+        count = next(n for n in range(len(devices), 0, -1) if batch_size % n == 0)
+    if count > len(devices):
+        raise UserError(f"--devices {count}: there are {len(devices)} here ({devices[0].platform})")
+    if batch_size % count:
+        raise UserError(f"--batch-size {batch_size} cannot be divided over {count} devices")
+    return Mesh(np.array(devices[:count]), ("batch",))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over the devices."""
+    return NamedSharding(mesh, PartitionSpec("batch"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, state: PyTree, shard: bool) -> PyTree:
+    """Replicated; or with `shard`, every array's largest divisible axis over the devices (ZeRO, Rajbhandari 2020)."""
+
+    def of(leaf: jax.Array) -> NamedSharding:
+        axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0 and size >= mesh.size]
+        if not shard or not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "batch"))
+
+    return jax.tree.map(of, state)
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Puts host values, the same on every process, where they belong."""
+
+    def put(leaf, sharding):
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf), sharding))
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def to_host(tree: PyTree, mesh: Mesh) -> PyTree:
+    """NumPy copies, gathered from all devices; every process must call it."""
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any of the machines says so."""
+    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def peak_memory() -> int | None:
+    """Bytes of device memory at the peak, where the back-end tells."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

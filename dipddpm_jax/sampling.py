@@ -1,0 +1,78 @@
+"""Pictures from a trained model: many, in batches, each depending on its own seed alone."""
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import PyTree, UInt8
+
+from dipddpm_jax import builders, training
+from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
+from dipddpm_jax.samplers import gaussian_noise
+
+
+class Model(NamedTuple):
+    """A network with weights, and all that says how to use it."""
+
+    config: TrainConfig
+    facts: Facts
+    network: nn.Module
+    weights: PyTree
+
+
+class Drawn(NamedTuple):
+    """Pictures, their animation if asked for, and the seconds of the second and later batches."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    frames: UInt8[np.ndarray, "frames n h w c"] | None
+    seconds: float
+
+
+def cycled_labels(data: Any, count: int) -> np.ndarray | None:
+    """0, 1, 2, ... again and again; for several labels an image, those of the first held-out pictures."""
+    if not data.facts.label_names:
+        return None
+    if data.facts.multi_hot:
+        return np.resize(data.held_labels, (count, len(data.facts.label_names)))
+    return np.arange(count, dtype=np.int32) % len(data.facts.label_names)
+
+
+@partial(jax.jit, static_argnames=("config", "facts", "network", "sampler", "num_frames"))
+def _chain(weights, keys, labels, config, facts, network, sampler, num_frames):
+    schedule = builders.make_schedule(config.schedule)
+    pixels = training.Pixels(config.pixel_mean, config.pixel_std)
+    noise = gaussian_noise(keys, facts.image_shape)
+    grid = builders.sampling_grid(sampler, schedule)
+    denoise = builders.make_denoiser(config, sampler, network, weights, labels)
+    x = noise(jnp.int32(schedule.num_steps))
+    sample = builders.make_sampler(sampler)(denoise, schedule, x, grid, noise)
+    images = pixels.decode(sample.x)
+    if not num_frames:
+        return images, None
+    chosen = np.unique(np.linspace(0, len(grid) - 2, num_frames).round().astype(int))
+    frames = jax.vmap(pixels.decode)(jnp.concatenate([x[None], sample.path[chosen]]))
+    return images, frames
+
+
+def draw(
+    model: Model, sampler: SamplerConfig, count: int, seed: int, labels: np.ndarray | None = None,
+    num_frames: int = 0, batch_size: int = 64,
+) -> Drawn:
+    """`count` pictures; picture i depends on (seed, i, its label) alone, not on the batch it is drawn in."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
+    batch = min(batch_size, count)
+    images, frames, seconds = [], [], 0.0
+    for start in range(0, count, batch):
+        rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up: one program
+        began = time.perf_counter()
+        out, path = _chain(model.weights, keys[rows], None if labels is None else jnp.asarray(labels)[rows],
+                           model.config, model.facts, model.network, sampler, num_frames)
+        keep = min(batch, count - start)
+        images.append(np.asarray(out)[:keep])
+        if num_frames:
+            frames.append(np.asarray(path)[:, :keep])
+        seconds += (time.perf_counter() - began) * (start > 0)
+    return Drawn(np.concatenate(images), np.concatenate(frames, 1) if frames else None, seconds)
