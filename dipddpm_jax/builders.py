@@ -13,7 +13,7 @@ from flax import linen as nn
 from dipddpm_jax import denoisers, networks, samplers, schedules
 from dipddpm_jax.config import Facts, OptimizerConfig, SamplerConfig, ScheduleConfig, TrainConfig
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.training import Pixels, TrainState, init_state
+from dipddpm_jax.training import Pixels, TrainState, init_state, rngs
 from dipddpm_jax.types import Denoise, Images, Labels
 
 
@@ -24,6 +24,10 @@ def make_schedule(c: ScheduleConfig) -> schedules.NoiseSchedule:
             return schedules.linear(c.num_steps, c.first_beta, c.last_beta)
         case "cosine":
             return schedules.cosine(c.num_steps)
+        case "linear_at_zero":
+            return schedules.linear_at_zero(c.num_steps, c.first_beta, c.last_beta)
+        case "waves_at_zero":
+            return schedules.waves_at_zero(c.num_steps, c.first_beta, c.last_beta)
 
 
 def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
@@ -34,11 +38,11 @@ def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
     kind = getattr(networks, type(config).__name__)
     derived = {"channels": facts.image_shape[-1], "num_classes": len(facts.label_names) or None, "num_steps": num_steps}
     known = {f.name for f in dataclasses.fields(kind)}
-    network = kind(**dataclasses.asdict(config), **{k: v for k, v in derived.items() if k in known})
+    network = kind(**dataclasses.asdict(config), **{k: v for k, v in derived.items() if k in known and v is not None})
     x = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
     try:
         jax.eval_shape(
-            lambda x: network.init(jax.random.key(0), x, jnp.ones(1, jnp.int32), example_labels(facts)), x)
+            lambda x: network.init(rngs(jax.random.key(0)), x, jnp.ones(1, jnp.int32), example_labels(facts)), x)
     except UserError:
         raise
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -84,7 +88,7 @@ def make_sampler(c: SamplerConfig) -> Callable[..., samplers.Sample]:
     """(denoise, schedule, x, grid, noise) -> Sample."""
     match c.name:
         case "ancestral":
-            return partial(samplers.ancestral, variance=c.variance)
+            return partial(samplers.ancestral, variance=c.variance, quiet_steps=c.quiet_steps)
         case "ddim":
             return partial(samplers.ddim, eta=c.eta)
         case "heun":

@@ -57,8 +57,25 @@ def _checksum(tree: PyTree) -> int | None:
 
 def save(manager: ocp.CheckpointManager, state: TrainState, loss: float) -> None:
     """Starts writing step `state.step`; `loss` decides which one is the best. Raises UserError if it cannot."""
-    items = _items(state)
-    step = int(state.step)
+    _save(manager, int(state.step), _items(state), loss)
+
+
+def save_tree(manager: ocp.CheckpointManager, step: int, tree: PyTree, loss: float) -> None:
+    """The same for any tree of arrays."""
+    _save(manager, step, {"train": _numbered(tree)}, loss)
+
+
+def restore_tree(directory: Path, template: PyTree) -> PyTree:
+    """The newest tree that `save_tree` wrote, with the structure of `template`."""
+    leaves = _restore(directory, {"train": _numbered(template)}, None)["train"]
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in sorted(leaves)])
+
+
+def _numbered(tree: PyTree) -> dict[str, PyTree]:
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, PyTree], loss: float) -> None:
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     args["checksums"] = ocp.args.JsonSave({name: _checksum(tree) for name, tree in items.items()})
     with _writing(manager):
@@ -132,11 +149,15 @@ def _restore(directory: Path, items: dict[str, PyTree], step: int | None) -> dic
 
 
 def _preflight(metadata: PyTree, items: dict[str, PyTree], path: Path) -> None:
+    def shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # stored as the numbers it is made of
+        return tuple(jax.eval_shape(jax.random.key_data, leaf).shape if key else leaf.shape)
+
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         names = ("/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in p)
                  for p, _ in leaves)
-        return {name: tuple(leaf.shape) for name, (_, leaf) in zip(names, leaves)}
+        return {name: shape(leaf) for name, (_, leaf) in zip(names, leaves)}
 
     for name, tree in items.items():
         stored = metadata[name]

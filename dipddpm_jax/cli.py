@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import tyro
 
 from dipddpm_jax import config as configs
+from dipddpm_jax import dip_config
 from dipddpm_jax.config import PRESETS, RunOptions, SamplerConfig, TrainConfig
+from dipddpm_jax.dip_config import DipConfig, DipRun
 from dipddpm_jax.errors import UserError
 
 
@@ -20,6 +22,14 @@ class TrainCommand:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions()
+
+
+@dataclass(frozen=True)
+class DipCommand:
+    """One restoration: what, and where."""
+
+    config: Annotated[DipConfig, tyro.conf.arg(name="")] = DipConfig()
+    run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class SampleCommand:
     """beta or posterior, of ancestral."""
     eta: float | None = None
     """Of ddim: 0 is deterministic, 1 as noisy as ancestral."""
-    clip: bool | None = None
+    clip: bool = False
     """Keep the believed clean picture within the range of pixels at every step."""
     labels: tuple[str, ...] = ()
     """Names (or numbers) of classes, repeated over the pictures; default: all in turn."""
@@ -93,7 +103,24 @@ def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCo
                     prog=f"train.py {preset}", description=description)
 
 
+def _dip(argv: list[str]) -> None:
+    description = ("Restores pictures by fitting a network to each, without training data; a rule that never sees the "
+                   "clean picture says when to stop.")
+    command = tyro.cli(DipCommand, args=argv, prog="train.py dip", description=description)
+    dip_config.check(command.config, command.run)
+
+    from dipddpm_jax import restoration, runs
+
+    try:
+        print(restoration.restore(command.config, command.run))
+    except runs.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code) from None
+
+
 def _train(argv: list[str]) -> None:
+    if argv[:1] == ["dip"]:
+        return _dip(argv[1:])
     named = bool(argv) and not argv[0].startswith("-")
     preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
     if preset not in PRESETS:
@@ -128,11 +155,13 @@ def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str,
 
 
 def _sampler(command: SampleCommand, default: SamplerConfig) -> SamplerConfig:
-    given = {"name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
+    given = {"name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip or None,
              "guidance": command.guidance, "num_steps": command.num_steps}
+    for name in ("name", "variance"):
+        configs.check_choice(SamplerConfig, name, given[name])
     if command.sampler is not None and command.num_steps is None:
         default = dataclasses.replace(default, num_steps=None)  # the other sampler's own number
-    return configs.checked_literals(dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None}))
+    return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
 
 
 def _sample(argv: list[str]) -> None:

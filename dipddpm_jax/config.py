@@ -38,8 +38,35 @@ class SmallUNet:
 
 
 @dataclass(frozen=True)
+class AttentionUNet:
+    """System 000's UNet: BatchNorm, linear attention, class labels if the data have them."""
+
+    widths: tuple[int, int, int, int] = (64, 128, 128, 64)
+    time_dim: int = 1024
+
+
+@dataclass(frozen=True)
+class ContextUnet:
+    """System 004's and TeaPearce's UNet: the labels multiply the features."""
+
+    width: int = 128
+    act: Literal["gelu", "relu"] = "gelu"
+    context_value: float = 1.0
+    """What a present class is fed as: 1 in system 004, -1 in TeaPearce's script."""
+
+
+@dataclass(frozen=True)
+class ResidualDenoiser:
+    """System 003's "DDPM": blocks that inject noise and subtract a small network."""
+
+    num_blocks: int = 10
+    sigmas: Literal["linear", "exponential", "cosine"] = "linear"
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
-    name: Literal["linear", "cosine"] = "linear"
+    name: Literal["linear", "cosine", "linear_at_zero", "waves_at_zero"] = "linear"
+    """linear_at_zero and waves_at_zero are system 004's, with an entry for time 0."""
     num_steps: int = 1000
     first_beta: float = 1e-4
     last_beta: float = 0.02
@@ -65,11 +92,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    name: Literal["ancestral", "ddim", "heun", "dpmpp_2m"] = "dpmpp_2m"
+    name: Literal["ancestral", "ddim", "heun", "dpmpp_2m", "random_passes"] = "dpmpp_2m"
+    """random_passes is system 003's: it denoises held-out pictures at random times."""
     num_steps: int | None = None
     """Transitions, spread evenly over the times; default: all of the schedule (ancestral) or 25."""
     variance: Literal["beta", "posterior"] = "beta"
     """Of ancestral."""
+    quiet_steps: int = 1
+    """Last transitions of ancestral that add no noise; 2 in system 000."""
     eta: float = 0.0
     """Of ddim: 0 is deterministic, 1 as noisy as ancestral."""
     clip: bool = False
@@ -80,13 +110,13 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    network: UNet | SmallUNet = field(default_factory=UNet)
+    network: UNet | SmallUNet | AttentionUNet | ContextUnet | ResidualDenoiser = field(default_factory=UNet)
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampler: SamplerConfig = SamplerConfig()
     """For the pictures made while training, and the default of sample.py."""
-    target: Literal["eps", "x0", "v"] = "v"
-    """What the network predicts."""
+    target: Literal["eps", "x0", "v", "autoencode"] = "v"
+    """What the network predicts; autoencode (system 003): its own clean input, against noise that it injects itself."""
     data: str = "mnist5k"
     """mnist5k (embedded), mnist, fashion_mnist, cifar10, photo_crops (embedded), or folder:PATH."""
     image_size: int | None = None
@@ -105,17 +135,48 @@ class TrainConfig:
     """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""
 
 
-NETWORKS = (UNet, SmallUNet)
+NETWORKS = (UNet, SmallUNet, AttentionUNet, ContextUnet, ResidualDenoiser)
+_NO_EMA = 0.0
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "unet": (
         "the recommended model, class-conditional digits (the main job)",
         TrainConfig(schedule=ScheduleConfig("cosine"), optimizer=OptimizerConfig(
             learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)),
     ),
+    "attention-unet": (
+        "system 000's base: MNIST with labels, 100 epochs, Adam 2e-4 falling every 80 (--no-labels: the plain UNet)",
+        TrainConfig(
+            network=AttentionUNet(), schedule=ScheduleConfig(last_beta=0.01), target="eps", data="mnist",
+            pixel_mean=0.1307, pixel_std=0.3081, label_drop=0.0, batch_size=256, steps=23_400,
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay="step", decay_every=80 * 234, ema_decay=_NO_EMA),
+            sampler=SamplerConfig("ancestral", quiet_steps=2)),
+    ),
     "small-unet": (
-        "system 001: MNIST, 20 epochs of Adam 1e-3, batch 128",
-        TrainConfig(network=SmallUNet(), target="eps", data="mnist", steps=9380,
-                    optimizer=OptimizerConfig(ema_decay=0.0), sampler=SamplerConfig("ancestral")),
+        "system 001: MNIST, 20 epochs, Adam 1e-3",
+        TrainConfig(
+            network=SmallUNet(), target="eps", data="mnist", labels=False, steps=9360,
+            optimizer=OptimizerConfig(ema_decay=_NO_EMA), sampler=SamplerConfig("ancestral")),
+    ),
+    "residual-denoiser": (
+        "system 003: CIFAR-10, 10 epochs, Adam 1e-3; denoises, cannot draw pictures from nothing",
+        TrainConfig(
+            network=ResidualDenoiser(), target="autoencode", data="cifar10", labels=False, batch_size=64, steps=7810,
+            optimizer=OptimizerConfig(ema_decay=_NO_EMA), sampler=SamplerConfig("random_passes", num_steps=10)),
+    ),
+    "context-unet": (
+        "system 004: several labels a picture, 600 epochs, Adam 1e-4, with the label dropout that it lacked",
+        TrainConfig(
+            network=ContextUnet(), schedule=ScheduleConfig("linear_at_zero", 400), target="eps", data="scenes",
+            steps=84_000, optimizer=OptimizerConfig(learning_rate=1e-4, ema_decay=_NO_EMA),
+            sampler=SamplerConfig("ancestral")),
+    ),
+    "teapearce": (
+        "the script that system 004 grew from: MNIST with labels, 20 epochs, Adam 1e-4 falling to 0",
+        TrainConfig(
+            network=ContextUnet(context_value=-1.0), schedule=ScheduleConfig("linear_at_zero", 400), target="eps",
+            data="mnist", pixel_mean=0.0, pixel_std=1.0, batch_size=256, steps=4680,
+            optimizer=OptimizerConfig(learning_rate=1e-4, decay="linear", ema_decay=_NO_EMA),
+            sampler=SamplerConfig("ancestral", guidance=2.0)),
     ),
 }
 
@@ -178,18 +239,17 @@ def check_sampler(sampler: SamplerConfig, schedule: ScheduleConfig) -> None:
     if sampler.num_steps is not None and not 1 <= sampler.num_steps <= schedule.num_steps:
         raise UserError(f"--num-steps must be 1 to {schedule.num_steps}, the steps of the schedule that the model was "
                         f"trained on; got {sampler.num_steps}")
+    if not 0 <= sampler.quiet_steps <= schedule.num_steps:
+        raise UserError(f"--sampler.quiet-steps must be 0 to {schedule.num_steps}; got {sampler.quiet_steps}")
     if not 0 <= sampler.eta <= 1:
         raise UserError(f"eta must lie between 0 and 1; got {sampler.eta}")
 
 
-def checked_literals(config: Any) -> Any:
-    """The configuration itself. Raises UserError when a field of fixed choices holds something else."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-        if choices and getattr(config, name) not in choices:
-            what = "sampler" if name == "name" else name
-            raise UserError(f"unknown {what} {getattr(config, name)!r}: known are {', '.join(choices)}")
-    return config
+def check_choice(kind: type, name: str, value: str | None) -> None:
+    """Raises UserError when `value` is not among the choices of a field of the dataclass `kind`."""
+    choices = typing.get_args(typing.get_type_hints(kind)[name])
+    if value is not None and value not in choices:
+        raise UserError(f"unknown {'sampler' if name == 'name' else name} {value!r}: known are {', '.join(choices)}")
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

@@ -22,7 +22,9 @@ def from_network(
     return denoise
 
 
-def guided(apply: Apply, schedule: NoiseSchedule, labels: Labels, weight: float, target: Target = "eps") -> Denoise:
+def guided(
+    apply: Apply, schedule: NoiseSchedule, labels: Labels, weight: float | Float[Array, ""], target: Target = "eps"
+) -> Denoise:
     """Classifier-free guidance: (1 + w) conditional - w unconditional (Ho and Salimans 2022, eq. 6).
 
     Both halves run as one doubled batch. weight=0 equals the conditional model. The network must have been

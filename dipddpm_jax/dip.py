@@ -17,18 +17,20 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.stopping import Evidence, Stopper, never
-from dipddpm_jax.types import Image, Images
+from dipddpm_jax.types import Image
 
 Scalar = Float[Array, ""]
 Flag = Bool[Array, ""]
-Penalty = Callable[[Image, Image], Scalar]  # (output, code) -> what is added to the loss
+Code = Float[Array, "p q k"]  # a network's input need not have the sides of its output
+Codes = Float[Array, "draws p q k"]
+Penalty = Callable[[Image, Code], Scalar]  # (output, code) -> what is added to the loss
 Curves = dict[str, Array]
 
 
 class DipProblem(NamedTuple):
     """All that differs between two fits. Pictures are in [0, 1]; what is None is absent."""
 
-    code: Image  # the network's input z
+    code: Code  # the network's input z
     measurement: Float[Array, "..."]
     reference: Image | None = None  # the clean picture, for the curves only: no rule sees it
     known: Float[Array, "..."] | None = None  # 1 where the measurement holds, 0 where it is missing
@@ -59,7 +61,7 @@ class DipState(NamedTuple):
     params: PyTree
     statistics: PyTree  # BatchNorm's running ones: kept, never used, since a fit stays in training mode
     opt_state: PyTree
-    code: Image
+    code: Code
     average: Image
     accepted: Accepted | None
     kept: Kept
@@ -68,12 +70,12 @@ class DipState(NamedTuple):
     key: Key[Array, ""]
 
 
-def noise_code(key: Key[Array, ""], height: int, width: int, depth: int = 32) -> Image:
+def noise_code(key: Key[Array, ""], height: int, width: int, depth: int = 32) -> Code:
     """Uniform noise in [0, 0.1) (Ulyanov et al. 2018, section 4)."""
     return 0.1 * jax.random.uniform(key, (height, width, depth))
 
 
-def meshgrid_code(height: int, width: int) -> Image:
+def meshgrid_code(height: int, width: int) -> Code:
     """x and y from 0 to 1: the code for large holes (Ulyanov et al. 2018, section 3.3). Sides must exceed 1."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return jnp.asarray(np.stack([x, y], -1), jnp.float32)
@@ -89,7 +91,7 @@ def squared_error(observed: Float[Array, "*n"], measurement: Float[Array, "*n"])
     return jnp.square(observed - measurement)
 
 
-def no_penalty(output: Image, code: Image) -> Scalar:
+def no_penalty(output: Image, code: Code) -> Scalar:
     """Plain DIP: min |A f(z) - y|^2 (Ulyanov et al. 2018, eq. 2)."""
     return jnp.zeros((), output.dtype)
 
@@ -156,6 +158,8 @@ class Dip:
     optimizer: optax.GradientTransformation
     observe: Callable[[Image], Array] = identity
     stopper: Stopper = never()
+    oracle: Callable[[Image], Stopper] | None = None
+    """STUDY ONLY: a rule that is made from the clean picture, in place of `stopper`."""
     code_jitter: float = 1 / 30
     average_decay: float = 0.99
     misfit: Callable[[Array, Array], Array] = squared_error
@@ -178,17 +182,22 @@ class Dip:
         shape = jax.eval_shape(self._generate, params, statistics, problem.code[None])[0]
         blank = jnp.zeros(shape.shape, shape.dtype)
         anchor = problem.measurement if problem.measurement.shape == blank.shape else blank
-        return DipState(
+        state = DipState(
             step=jnp.int32(0), params=params, statistics=statistics, code=problem.code, average=blank,
             opt_state=self.optimizer.init((params, problem.code if self.code_rate else None)),
             accepted=Accepted(jnp.int32(0), jnp.zeros((), blank.dtype), params) if self.fall_back else None,
-            kept=Kept(blank, blank, jnp.int32(-1)), stopped=jnp.bool_(False), stop_state=self.stopper.init(anchor),
-            key=key,
+            kept=Kept(blank, blank, jnp.int32(-1)), stopped=jnp.bool_(False),
+            stop_state=self._rule(problem).init(anchor), key=None,
         )
+        return jax.tree.map(jnp.copy, state)._replace(key=key)  # copies, since a state may be donated
 
-    def step(
-        self, problem: DipProblem, state: DipState, jitter: Float[Array, "draws h w c"]
-    ) -> tuple[DipState, Curves]:
+    def restart(self, problem: DipProblem, state: DipState) -> DipState:
+        """The same network and optimiser, as they are, before another problem; the stop rule begins anew."""
+        fresh = self.start(problem, {"params": state.params, **state.statistics}, state.key)
+        return state._replace(code=fresh.code, kept=fresh.kept, stopped=fresh.stopped,
+                              stop_state=self._rule(problem).restart(state.stop_state, fresh.stop_state))
+
+    def step(self, problem: DipProblem, state: DipState, jitter: Codes) -> tuple[DipState, Curves]:
         """One update, with a given standard normal draw for the code."""
         learned = state.params, (state.code if self.code_rate else None)
         gradient, (output, statistics, loss, held_out) = jax.grad(self._loss, has_aux=True)(
@@ -202,7 +211,7 @@ class Dip:
         average = jnp.where(state.step == 0, output, decay * state.average + (1 - decay) * output)
         sigma = jnp.zeros_like(loss) if problem.sigma is None else problem.sigma
         evidence = Evidence(output, average, loss, held_out, sigma)
-        stop_state, verdict = self.stopper.update(state.stop_state, evidence)
+        stop_state, verdict = self._rule(problem).update(state.stop_state, evidence)
         new = DipState(
             state.step + 1, optax.apply_updates(params, change), statistics, opt_state, code, average, accepted,
             _where(verdict.keep, Kept(output, average, state.step), state.kept), verdict.stop, None, None)
@@ -232,13 +241,16 @@ class Dip:
             return jax.vmap(one)(problems, states)
         return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
 
-    def _generate(self, params: PyTree, statistics: PyTree, codes: Images) -> tuple[Image, PyTree]:
+    def _rule(self, problem: DipProblem) -> Stopper:
+        return self.oracle(problem.reference) if self.oracle else self.stopper
+
+    def _generate(self, params: PyTree, statistics: PyTree, codes: Codes) -> tuple[Image, PyTree]:
         variables = {"params": params, **statistics}
         outputs, statistics = self.network.apply(variables, codes, train=True, mutable=["batch_stats"])
         height, width = self.size or outputs.shape[1:3]
         return outputs.mean(0)[:height, :width], dict(statistics)
 
-    def _loss(self, learned: PyTree, problem: DipProblem, state: DipState, jitter: Images) -> tuple[Scalar, tuple]:
+    def _loss(self, learned: PyTree, problem: DipProblem, state: DipState, jitter: Codes) -> tuple[Scalar, tuple]:
         params, code = learned
         code = state.code if code is None else code
         output, statistics = self._generate(params, state.statistics, code[None] + self.code_jitter * jitter)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dipddpm_jax import devices, plots, runs, sampling
+from dipddpm_jax import __version__, devices, plots, runs, sampling
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
 from dipddpm_jax.errors import UserError
 
@@ -75,8 +75,8 @@ def draw_to_disk(
             plots.save_gif(drawn.frames[:, :100], out / "chain.gif", columns)
         record = {"command": shlex.join(["python", "sample.py", *argv]), "weights": source,
                   "sampler": {k: getattr(sampler, k) for k in sampler.__dataclass_fields__}, "seed": command.seed,
-                  "versions": {"python": sys.version.split()[0],
-                               **{name: version(name) for name in ("dipddpm_jax", "jax", "jaxlib", "flax", "numpy")}}}
+                  "versions": {"python": sys.version.split()[0], "dipddpm_jax": __version__,
+                               **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}}}
         (out / "command.json").write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {out}: {os.strerror(error.errno) if error.errno else error}") from None

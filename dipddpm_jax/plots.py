@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image as Pillow
 
 
@@ -17,6 +17,12 @@ def tile(images: UInt8[np.ndarray, "n h w c"], columns: int | None = None, gap: 
         y, x = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
         sheet[y : y + h, x : x + w] = image
     return sheet
+
+
+def stretched(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    """System 001's frames: each picture from its own lowest value (0) to its highest (255), truncated."""
+    shifted = images - images.min((1, 2, 3), keepdims=True)
+    return (shifted * (255 / shifted.max((1, 2, 3), keepdims=True))).astype(np.uint8)
 
 
 def picture(image: UInt8[np.ndarray, "h w c"], scale: int = 1) -> Pillow.Image:
@@ -36,10 +42,10 @@ def save_grid(images: UInt8[np.ndarray, "n h w c"], path: Path, columns: int | N
 
 
 def save_gif(
-    frames: Sequence[UInt8[np.ndarray, "n h w c"]], path: Path, columns: int | None = None, hold: int = 15
+    frames: UInt8[np.ndarray, "frames n h w c"], path: Path, columns: int | None = None, hold: int = 15
 ) -> None:
     """Writes an endless animation of grids at 12 frames a second; the last one stays for `hold` more."""
-    scale = fit_scale(frames[0].shape[1], 56)
+    scale = fit_scale(frames.shape[2], 56)
     sheets = [picture(tile(frame, columns), scale) for frame in frames]
     # an adaptive palette of our own: Pillow's default for colour takes 50 times as long
     sheets = [s if s.mode == "L" else s.quantize(256, method=Pillow.Quantize.FASTOCTREE, dither=Pillow.Dither.NONE)
@@ -49,10 +55,10 @@ def save_gif(
 
 
 def save_curves(
-    x: Sequence[float], curves: Mapping[str, Sequence[float]], path: Path, x_label: str = "step", y_label: str = "",
-    log: bool = True, mark: float | None = None,
+    x: Sequence[int | float], curves: Mapping[str, Sequence[int | float | None]], path: Path, x_label: str = "step",
+    y_label: str = "", log: bool = True, mark: int | float | None = None,
 ) -> None:
-    """Writes a plot of one or more curves; `mark` draws a vertical line."""
+    """Writes a plot of one or more curves, with gaps where a value is None; `mark` draws a vertical line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from dipddpm_jax.schedules import NoiseSchedule
 from dipddpm_jax.types import Images, Prediction
 
-Target = Literal["eps", "x0", "v"]
+Target = Literal["eps", "x0", "v", "autoencode"]
 
 
 def _like(scale: Float[Array, "*n"], x: Images) -> Float[Array, "..."]:
@@ -33,6 +33,8 @@ def training_pair(
             return x_t, x0
         case "v":  # Salimans and Ho 2022, section 4
             return x_t, _like(schedule.signal_scale(t), x0) * eps - _like(schedule.noise_scale(t), x0) * x0
+        case "autoencode":  # system 003, whose network injects its own noise
+            return x0, x0
 
 
 def prediction_of(
@@ -47,3 +49,4 @@ def prediction_of(
             return Prediction(x0=output, eps=(x_t - a * output) / s)
         case "v":
             return Prediction(x0=a * x_t - s * output, eps=s * x_t + a * output)
+    raise ValueError(f"a network that was trained to {target} predicts neither x0 nor eps of the diffusion process")

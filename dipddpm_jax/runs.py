@@ -45,7 +45,8 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
     """Raises UserError when the data set is not there or too small."""
     train = data.load(config.data, "train", data_dir, config.image_size)
     if config.batch_size > len(train.images):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train.images)} pictures of {config.data}")
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train.images)} pictures "
+                        f"of {config.data}")
     try:
         held = data.load(config.data, "test", data_dir, config.image_size)
     except UserError:
@@ -57,7 +58,8 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
     facts = Facts(tuple(train.images.shape[1:]), tuple(train.label_names) if use_labels else (),
                   use_labels and train.labels.ndim == 2, len(train.images), crc32(np.ascontiguousarray(train.images)))
     pick = np.random.default_rng(0).permutation(len(held.images))[:HELD_OUT]
-    return TrainingData(train.images, labels, held.images[pick], None if held_labels is None else held_labels[pick], facts)
+    held_labels = None if held_labels is None else held_labels[pick]
+    return TrainingData(train.images, labels, held.images[pick], held_labels, facts)
 
 
 def new_workdir(preset: str, workdir: Path | None) -> Path:
@@ -81,12 +83,14 @@ class Log:
     """metrics.jsonl of a run; on resuming, lines of steps that will be done again are dropped."""
 
     def __init__(self, path: Path, step: int):
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut short
         self.rows: list[dict[str, Any]] = [row for row in rows if row["step"] <= step]
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self.file = path.open("a", buffering=1)
 
-    def write(self, **row: float | int | None) -> None:
+    def write(self, row: dict[str, int | float]) -> None:
+        """Adds a line."""
         row = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}  # nan is not JSON
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
@@ -125,7 +129,7 @@ def held_out_loss(loss_fn: Any, schedule: Any, pixels: training.Pixels, held: Tr
     def mean_loss(params, collections, images, labels):
         def one(key, images, labels):
             t, eps, labels = training.draw(key, schedule.num_steps, images, labels, 0.0)
-            return loss_fn(params, collections, images, labels, t, eps, False)[0]
+            return loss_fn(params, collections, images, labels, t, eps, key, False)[0]
 
         def body(total, i):
             part = None if labels is None else labels[i]
@@ -177,6 +181,7 @@ class Trainer:
         images = devices.place(self.data.images, everywhere)
         labels = None if labels is None else devices.place(labels, everywhere)
         step, began = int(self.state.step), time.monotonic()
+        self.reported = began
         self.log = Log(self.workdir / "metrics.jsonl", step) if self.first else None
         bar = tqdm(total=config.steps, initial=step, unit="step", disable=not self.first, dynamic_ncols=True)
         with checkpoints.open_manager(self.workdir / "checkpoints") as manager, stop_signals() as signals, bar:
@@ -213,20 +218,21 @@ class Trainer:
         """Shows and logs a chunk; False when a loss or gradient in it was not finite."""
         losses, norms = (np.asarray(m.addressable_data(0))[:count] for m in metrics)
         good = bool(np.isfinite(losses).all() and np.isfinite(norms).all())
-        bar.update(step - bar.n)
-        rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(bar.format_dict["elapsed"], 1e-9)
-        images_per_s = rate * self.config.batch_size
+        now, before = time.monotonic(), self.reported
+        self.reported = now
+        images_per_s = count * self.config.batch_size / (now - before)
+        bar.update(count)
         bar.set_postfix_str(f"loss {losses.mean():.4f}, {images_per_s:.0f} images/s")
         if self.log:
-            self.log.write(step=step, loss=float(losses.mean()), grad_norm=float(norms.mean()),
-                           images_per_s=round(images_per_s, 1))
+            self.log.write({"step": step, "loss": float(losses.mean()), "grad_norm": float(norms.mean()),
+                            "images_per_s": round(images_per_s, 1)})
         return good
 
     def save(self, manager: Any, bar: Any) -> None:
         """A checkpoint, judged by the held-out loss of the averaged parameters."""
         loss = float(self.held_out(self.state.ema_params, self.state.collections))
         if self.log:
-            self.log.write(step=int(self.state.step), held_out_loss=loss)
+            self.log.write({"step": int(self.state.step), "held_out_loss": loss})
         checkpoints.save(manager, self.state, loss)
 
     def not_finite(self) -> str:
@@ -253,7 +259,8 @@ class Trainer:
         if self.log:
             rows = self.log.rows
             curves = {"training": [r.get("loss") for r in rows], "held out": [r.get("held_out_loss") for r in rows]}
-            plots.save_curves([r["step"] for r in rows], curves, self.workdir / "loss.png", y_label="mean squared error")
+            plots.save_curves([r["step"] for r in rows], curves, self.workdir / "loss.png",
+                              y_label="mean squared error")
         return picture
 
 
@@ -269,7 +276,8 @@ def train(config: TrainConfig, run: RunOptions, preset: str) -> tuple[Path, Path
             raise UserError(f"--resume with other data than {workdir} was trained on: {'; '.join(changed)}")
         trainer = Trainer(config, run, preset, workdir, held)
     else:
-        builders.make_network(config.network, held.facts, config.schedule.num_steps)  # fails before anything is written
+        builders.make_network(config.network, held.facts, config.schedule.num_steps)  # these fail before
+        devices.make_mesh(run.devices, config.batch_size)  # anything is written
         workdir = new_workdir(preset, run.workdir) if jax.process_index() == 0 or not run.workdir else run.workdir
         trainer = Trainer(config, replace(run, workdir=workdir), preset, workdir, held)
     if jax.process_index() == 0:
@@ -282,7 +290,7 @@ def load_run(workdir: Path, step: int | None = None) -> tuple[sampling.Model, in
     """The trained model of a run and the step of its weights, for sampling. Raises UserError."""
     _, config, facts = configs.load(workdir / "config.json")
     network: nn.Module = builders.make_network(config.network, facts, config.schedule.num_steps)
-    state = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *facts.image_shape)),
+    state = jax.eval_shape(lambda: network.init(training.rngs(jax.random.key(0)), jnp.zeros((1, *facts.image_shape)),
                                                 jnp.ones(1, jnp.int32), builders.example_labels(facts)))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), dict(state))

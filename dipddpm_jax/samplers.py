@@ -126,3 +126,18 @@ def dpmpp_2m(
     (x, _), path = _walk(step, (x, jnp.zeros_like(x)), t=t, keep=np.sqrt((1 - bar_s) / (1 - bar_t)),
                          gain=-np.sqrt(bar_s) * np.expm1(-h), extrapolate=extrapolate)
     return Sample(x, path)
+
+
+def reference_frames(num_steps: int, table_steps: int, frames: int = 100) -> Int[np.ndarray, "n"]:
+    """System 001's animation: which of the iterations 0 .. num_steps - 1 it keeps; always the last one.
+
+    Frames are spread over the whole table, so that a shortened chain has fewer.
+    """
+    kept = np.floor(np.linspace(0, table_steps, frames)).astype(int)
+    return np.union1d(kept[kept < num_steps], [num_steps - 1])
+
+
+def stored_times(num_steps: int) -> Int[np.ndarray, "n"]:
+    """System 004's and TeaPearce's animation: the times t whose transition t -> t - 1 is kept (27 of 400)."""
+    t = np.arange(num_steps, 0, -1)
+    return t[(t % 20 == 0) | (t == num_steps) | (t < 8)]

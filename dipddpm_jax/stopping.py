@@ -35,11 +35,17 @@ class Verdict(NamedTuple):
     score: Scalar
 
 
+def _forget(state: PyTree, fresh: PyTree) -> PyTree:
+    return fresh
+
+
 class Stopper(NamedTuple):
-    """init(anchor) -> state, where anchor is a picture near the outputs; update(state, evidence) -> state, verdict."""
+    """init(anchor) -> state, where anchor is a picture near the outputs; update(state, evidence) -> state, verdict;
+    restart(state, fresh) -> the state in which the next stage of a staged fit begins."""
 
     init: Callable[[Image], PyTree]
     update: Callable[[PyTree, Evidence], tuple[PyTree, Verdict]]
+    restart: Callable[[PyTree, PyTree], PyTree] = _forget
 
 
 class Lowest(NamedTuple):
@@ -218,7 +224,10 @@ def oracle_cumulative(reference: Image, num_steps: int, patience: int = 50, ever
         stop = look & (looked.misses >= patience)
         return looked._replace(count=state.count + 1), Verdict(jnp.bool_(True), stop, -psnr)
 
-    return Stopper(lambda anchor: CumulativePatience(jnp.int32(0), jnp.zeros((), anchor.dtype), jnp.int32(0)), update)
+    def init(anchor):
+        return CumulativePatience(jnp.int32(0), jnp.zeros((), anchor.dtype), jnp.int32(0))
+
+    return Stopper(init, update, restart=lambda state, fresh: fresh._replace(best=state.best))
 
 
 class Runner(NamedTuple):

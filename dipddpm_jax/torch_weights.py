@@ -46,7 +46,7 @@ def export_torch(variables: PyTree) -> dict[str, np.ndarray]:
         if name in state:
             raise ValueError(f"two leaves are called {name}")
         leaf = np.asarray(leaf)
-        state[name] = np.ascontiguousarray(leaf.transpose(_axes(path, leaf.ndim)))
+        state[name] = np.array(leaf.transpose(_axes(path, leaf.ndim)), order="C")  # a copy: torch wants to write
         if path[-1] == "mean":
             state[name.removesuffix("running_mean") + COUNTER] = np.zeros((), np.int64)
     return state
@@ -132,9 +132,10 @@ def _tensors(content, torch) -> dict:
 
 def write(state: Mapping[str, np.ndarray], path: Path) -> None:
     """Writes a .safetensors file, which safetensors.torch.load_file reads. Raises UserError if it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
         save_file(dict(state), path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error})") from None

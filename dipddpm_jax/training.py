@@ -84,14 +84,19 @@ def ema_decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def make_loss(network: nn.Module, schedule: NoiseSchedule, target: process.Target, dtype: jnp.dtype) -> Callable:
-    """loss(params, collections, images, labels, t, eps, train) -> (mean squared error, new collections)."""
+def rngs(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    """The streams that a network may draw from: parameters, and the noise that system 003 injects."""
+    return {"params": key, "noise": jax.random.fold_in(key, ORDER)}
 
-    def loss(params, collections, images, labels, t, eps, train):
+
+def make_loss(network: nn.Module, schedule: NoiseSchedule, target: process.Target, dtype: jnp.dtype) -> Callable:
+    """loss(params, collections, images, labels, t, eps, key, train) -> (mean squared error, new collections)."""
+
+    def loss(params, collections, images, labels, t, eps, key, train):
         x_t, wanted = process.training_pair(schedule, target, images, t, eps)
         cast = jax.tree.map(lambda p: p.astype(dtype), params)
         output, new = network.apply({"params": cast, **collections}, x_t.astype(dtype), t, labels, train=train,
-                                    mutable=list(collections) if train else ["nothing"])
+                                    mutable=list(collections) if train else ["nothing"], rngs=rngs(key))
         return jnp.mean((output.astype(jnp.float32) - wanted) ** 2), {**collections, **new}
 
     return loss
@@ -107,13 +112,13 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         t, eps, labels = draw(key, num_steps, images, labels, drop_rate)
         (loss, collections), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.collections, images, labels, t, eps, True)
+            state.params, state.collections, images, labels, t, eps, key, True)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, ema_decay)
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         new = TrainState(state.step + 1, params, collections, ema_params, opt_state, state.key)
-        metrics = Metrics(loss, optax.global_norm(grads))
+        metrics = Metrics(loss, optax.tree.norm(grads))
         good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, state), metrics
 

@@ -1,11 +1,55 @@
 """Shapes are checked at run time in tests, at no cost outside them; pictures need no screen."""
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("dipddpm_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ACCOUNT = pytest.StashKey()
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden", HERE.parents[1] / "shared" / "golden"  # the committed selection, and the whole set
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", type=Path, help="folder of recordings of the PyTorch originals (see golden/README.md)")
+    parser.addoption("--write-parity", type=Path, help="file whose table of worst errors is replaced (docs/parity.md)")
+
+
+def pytest_generate_tests(metafunc):
+    if "golden_file" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("golden")
+        folders = [chosen] if chosen else reversed(GOLDEN)  # of two files of one name, the committed one
+        files = {file.stem: file for folder in folders for file in folder.glob("*.npz")}
+        assert files, f"{chosen} holds no .npz files"
+        metafunc.parametrize("golden_file", [files[name] for name in sorted(files)], ids=sorted(files))
+
+
+@pytest.fixture
+def golden_dir():
+    return GOLDEN[0]
+
+
+@pytest.fixture(scope="session")
+def account(request):
+    from parity_files import Account
+
+    return request.config.stash.setdefault(ACCOUNT, Account())
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    account = config.stash.get(ACCOUNT, None)
+    if account is None or not account.rows:
+        return
+    terminalreporter.section("parity with PyTorch")
+    terminalreporter.write_line(account.table())
+    if path := config.getoption("write_parity"):
+        before, _, rest = path.read_text().partition("<!-- measured -->")
+        _, _, after = rest.partition("<!-- end -->")
+        path.write_text(f"{before}<!-- measured -->\n{account.table()}\n<!-- end -->{after}")

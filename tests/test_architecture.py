@@ -7,8 +7,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "schedules", "process", "denoisers", "samplers", "metrics", "degrade", "stopping",
         "convolution", "networks", "dip", "training", "hybrids"]
-SIDE_EFFECTS = ["data", "config", "checkpoints", "plots", "devices", "builders", "sampling", "torch_weights", "runs",
-                "drawing", "restoration", "staging", "cli", "tables", "experiments"]
+SIDE_EFFECTS = ["data", "config", "dip_config", "checkpoints", "plots", "devices", "builders", "sampling",
+                "torch_weights", "runs", "drawing", "measuring", "fits", "restoration", "staging", "cli", "tables",
+                "experiments"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math", "numpy", "optax",
            "types", "typing", "zlib"}

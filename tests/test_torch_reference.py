@@ -36,6 +36,11 @@ Rows = Iterator[Row]
 WORST: dict[tuple[str, str], tuple[float, float]] = {}
 
 
+def loud_where_quiet(noise: torch.Tensor) -> torch.Tensor:
+    """Zeros stand for "none is drawn": an update that adds noise there must not pass for one that does not."""
+    return noise if noise.any() else torch.full_like(noise, 1e6)
+
+
 class Recording:
     """One file: arrays as tensors, groups of arrays by prefix, the config."""
 
@@ -64,7 +69,8 @@ class Recording:
     def rows(self, prefix: str, index: str) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """(time, arrays with a batch axis) for each recorded step of a long chain."""
         for k, t in enumerate(self[f"{prefix}/{index}"].tolist()):
-            yield t, {name: self[f"{prefix}/{name}"][k][None] for name in ("x_in", "eps", "noise", "x_out")}
+            row = {name: self[f"{prefix}/{name}"][k][None] for name in ("x_in", "eps", "noise", "x_out")}
+            yield t, row | {"noise": loud_where_quiet(row["noise"])}
 
 
 recording = functools.cache(Recording)
@@ -222,8 +228,8 @@ def long_chain_rows(rec: Recording, prefix: str, index: str, run: Callable, quan
 
 
 def noise_by_time(rec: Recording, prefix: str, index: str) -> Callable[[int], torch.Tensor]:
-    draws = dict(zip(rec[f"{prefix}/{index}"].tolist(), rec[f"{prefix}/noise"], strict=False))
-    return draws.__getitem__
+    times, draws = rec[f"{prefix}/{index}"].tolist(), rec[f"{prefix}/noise"]
+    return {t: loud_where_quiet(noise) for t, noise in zip(times, draws, strict=False)}.__getitem__
 
 
 # ---- system 000

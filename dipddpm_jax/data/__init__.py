@@ -20,6 +20,8 @@ _MODULES = {
     "mnist": "prepared",
     "fashion_mnist": "prepared",
     "cifar10": "prepared",
+    "scenes": "scenes",
+    "iclevr": "iclevr",
 }
 NAMES = tuple(_MODULES)  # and "folder:PATH"
 Split = Literal["train", "test"]

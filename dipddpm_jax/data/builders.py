@@ -12,7 +12,13 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from dipddpm_jax.data import originals
+from dipddpm_jax.data import iclevr, originals
+
+
+def _png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -39,9 +45,7 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, images: UInt8[np.ndarray, "n h w c"], labels: Int32[np.ndarray, "n"]):
         bar = tqdm(zip(images, labels), total=len(labels), desc=f"preparing {self.SET}", unit=" pictures", disable=None)
         for i, (image, label) in enumerate(bar):
-            png = io.BytesIO()
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, "PNG", compress_level=1)
-            yield i, {"image": png.getvalue(), "label": int(label)}
+            yield i, {"image": _png(image), "label": int(label)}
 
 
 class DipddpmMnist(Published):
@@ -62,4 +66,25 @@ class DipddpmCifar10(Published):
     SET = "cifar10"
 
 
-BUILDERS = {builder.SET: builder for builder in (DipddpmMnist, DipddpmFashionMnist, DipddpmCifar10)}
+class DipddpmIclevr(Published):
+    """iCLEVR (El-Nouby et al. 2019, Tell, draw, and repeat) at 64x64; several labels a picture, as zeros and ones."""
+
+    SET = "iclevr"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(iclevr.SIZE, iclevr.SIZE, 3), encoding_format="png"),
+            "label": tfds.features.Tensor(shape=(len(iclevr.OBJECTS),), dtype=np.uint8),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"),
+                                     disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(*iclevr.originals(Path(dl_manager.manual_dir)))}
+
+    def _generate_examples(self, files: tuple[Path, ...], labels: Int32[np.ndarray, "n 24"]):
+        for i, image in enumerate(iclevr.shrunk(files)):
+            yield i, {"image": _png(image), "label": labels[i].astype(np.uint8)}
+
+
+BUILDERS = {builder.SET: builder for builder in (DipddpmMnist, DipddpmFashionMnist, DipddpmCifar10, DipddpmIclevr)}

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dipddpm_jax.errors import UserError
 
-Pictures = tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n"]]
+Pictures = tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n *k"]]  # k labels: multi-hot
 
 
 class Original(NamedTuple):

@@ -1,5 +1,9 @@
 """Reading one picture file, and making a picture square."""
+import contextlib
+import os
 import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +39,21 @@ def square(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "s
     grey = image.shape[-1] == 1
     fitted = ImageOps.fit(Image.fromarray(image[..., 0] if grey else image), (size, size), Image.Resampling.BILINEAR)
     return np.array(fitted).reshape(size, size, -1)
+
+
+def kept(path: Path, source: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What make() gives, from the .npz file at path if that was made from the same source; else it is written there."""
+    with contextlib.suppress(OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile), np.load(path) as stored:
+        if stored["source"] == source:
+            return {name: stored[name] for name in stored.files if name != "source"}
+    arrays = make()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # a read-only or full disk costs time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays, source=source)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return arrays

@@ -8,11 +8,9 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import struct
 import sys
-import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from dipddpm_jax.data import Dataset, originals
 from dipddpm_jax.data.originals import ORIGINALS, Pictures
+from dipddpm_jax.data.pictures import kept
 from dipddpm_jax.errors import UserError
 
 FORMATS = ("array_record", "tfrecord") if find_spec("array_record") else ("tfrecord",)  # what can be read, best first
@@ -32,7 +31,7 @@ def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Datas
     folder = find(name, data_dir)
     if folder is None:
         files = originals.find(name, data_dir) or originals.download(name, data_dir)
-        folder = _prepare(name, files, data_dir)
+        folder = prepare(name, files, data_dir)
     images, labels = originals.read(name, split, files) if folder is None else decoded(folder, split)
     if images.shape[1:] != ORIGINALS[name].shape:
         raise UserError(f"{folder} holds pictures of {images.shape[1:]}; those of {name} are {ORIGINALS[name].shape}")
@@ -53,20 +52,8 @@ def find(name: str, data_dir: Path) -> Path | None:
 def decoded(folder: Path, split: str) -> Pictures:
     """Pictures and labels of a prepared folder, from the copy beside it if that still belongs to these files."""
     source = " ".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in sorted(folder.iterdir()))
-    cache = folder.with_name(f"{folder.name}-{split}-decoded.npz")
-    with contextlib.suppress(OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile), np.load(cache) as stored:
-        if stored["source"] == source:
-            return stored["images"], stored["labels"]
-    images, labels = _decode(folder, split)
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):  # a read-only or full disk costs time, nothing else
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, images=images, labels=labels, source=source)
-            os.replace(temporary, cache)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return images, labels
+    arrays = kept(folder.with_name(f"{folder.name}-{split}-decoded.npz"), source, lambda: _decode(folder, split))
+    return arrays["images"], arrays["labels"]
 
 
 def published_order(split: str, n: int) -> list[int]:
@@ -106,7 +93,7 @@ def _broken(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is missing or damaged ({error}).\nRemove the folder {folder}, then it is prepared anew")
 
 
-def _decode(folder: Path, split: str) -> Pictures:
+def _decode(folder: Path, split: str) -> dict[str, np.ndarray]:
     import tensorflow_datasets as tfds
     logging.getLogger("absl").addFilter(lambda message: "OpenCV" not in message.getMessage())  # PIL serves as well
     try:
@@ -131,10 +118,10 @@ def _decode(folder: Path, split: str) -> Pictures:
         images += [r["image"] for r in records]
         labels += [r["label"] for r in records]
     order = slice(None) if info.disable_shuffling else np.argsort(published_order(split, len(labels)))
-    return np.stack(images)[order], np.array(labels, np.int32)[order]
+    return {"images": np.stack(images)[order], "labels": np.array(labels, np.int32)[order]}
 
 
-def _prepare(name: str, files: Path, data_dir: Path) -> Path | None:
+def prepare(name: str, files: Path, data_dir: Path) -> Path | None:
     """Write data_dir/dipddpm_NAME; None where that is impossible, and then the original files serve directly."""
     if find_spec("array_record") is None:
         return None

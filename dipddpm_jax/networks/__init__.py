@@ -2,6 +2,7 @@
 from dipddpm_jax.networks.attention_unet import AttentionUNet as AttentionUNet
 from dipddpm_jax.networks.context_unet import ContextUnet as ContextUnet
 from dipddpm_jax.networks.conv_stack import ConvStack as ConvStack
+from dipddpm_jax.networks.deep_decoder import DeepDecoder as DeepDecoder
 from dipddpm_jax.networks.residual_denoiser import ResidualDenoiser as ResidualDenoiser
 from dipddpm_jax.networks.residual_denoiser import TwoConvs as TwoConvs
 from dipddpm_jax.networks.skip_net import SkipNet as SkipNet

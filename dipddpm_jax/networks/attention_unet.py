@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from dipddpm_jax.networks.layers import BatchNorm, Conv, ConvTranspose, Dense, sinusoid
-from dipddpm_jax.types import NULL_LABEL, Images, Labels, Times, UserError
+from dipddpm_jax.types import NULL_LABEL, Features, Images, Labels, Times, UserError
 
 
 class TemporalEmbedding(nn.Module):
@@ -46,7 +46,7 @@ class ResConvBlock(nn.Module):
         self.conv1 = Conv(self.width, padding=1, use_bias=False)
         self.feat = [BatchNorm(), nn.leaky_relu, Conv(self.width, padding=1, use_bias=False), BatchNorm()]
 
-    def __call__(self, x: Images, train: bool) -> Images:
+    def __call__(self, x: Images, train: bool) -> Features:
         x = self.conv1(x)
         norm1, leaky, conv, norm2 = self.feat
         return x + leaky(norm2(conv(leaky(norm1(x, train))), train))

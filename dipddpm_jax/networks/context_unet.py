@@ -10,8 +10,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from dipddpm_jax.networks.layers import BatchNorm, Conv, ConvTranspose, Dense, chain, gelu, group_norm, windows
-from dipddpm_jax.types import Images, Labels, Times, UserError
+from dipddpm_jax.networks.layers import (
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Dense,
+    chain,
+    gelu,
+    group_norm,
+    max_pool,
+    windows,
+)
+from dipddpm_jax.types import Features, Images, Labels, Times, UserError
 
 Activation = Literal["gelu", "relu"]
 POOL = 7
@@ -44,7 +54,7 @@ class ResidualConvBlock(nn.Module):
         self.conv1 = [Conv(self.width, padding=1), BatchNorm()]
         self.conv2 = [Conv(self.width, padding=1), BatchNorm()]
 
-    def __call__(self, x: Images, train: bool) -> Images:
+    def __call__(self, x: Images, train: bool) -> Features:
         first = _act(self.act, self.conv1[1](self.conv1[0](x), train))
         second = _act(self.act, self.conv2[1](self.conv2[0](first), train))
         if not self.residual:
@@ -61,8 +71,8 @@ class UnetDown(nn.Module):
     def setup(self):
         self.model = [ResidualConvBlock(self.width, self.act)]
 
-    def __call__(self, x: Images, train: bool) -> Images:
-        return windows(chain(self.model, x, train), 2).max((2, 4))
+    def __call__(self, x: Images, train: bool) -> Features:
+        return max_pool(chain(self.model, x, train), 2)
 
 
 class UnetUp(nn.Module):
@@ -75,7 +85,7 @@ class UnetUp(nn.Module):
         block = (self.width, self.act)
         self.model = [ConvTranspose(self.width, 2, stride=2), ResidualConvBlock(*block), ResidualConvBlock(*block)]
 
-    def __call__(self, x: Images, skip: Images, train: bool) -> Images:
+    def __call__(self, x: Features, skip: Features, train: bool) -> Features:
         return chain(self.model[1:], self.model[0](jnp.concatenate([x, skip], -1)), train)
 
 

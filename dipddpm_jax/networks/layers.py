@@ -3,7 +3,9 @@
 A layer's parameters start as PyTorch's do, so that training curves can be compared, not only forwards. Attribute
 names of the networks are PyTorch's; `torch_weights` turns them into state_dict names by one rule.
 """
+import functools
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Literal
 from zlib import crc32
 
@@ -34,8 +36,8 @@ def initial_variables(network: nn.Module, key: Key[Array, ""], *example: Any) ->
     embeddings N(0, 1), scales 1, gains and the other biases 0. A leaf's draw depends on the key and its path alone.
     """
     key_words = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    shapes = jax.eval_shape(lambda: network.init(key, *example))
-    params = traverse_util.flatten_dict(shapes["params"])
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), example)
+    params, constants = _what_to_fill(network, like)
 
     def start(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng([*key_words, crc32("/".join(path).encode())])
@@ -52,12 +54,22 @@ def initial_variables(network: nn.Module, key: Key[Array, ""], *example: Any) ->
         raise ValueError(f"no rule says how {'.'.join(path)} starts")
 
     filled = {path: jnp.asarray(start(path, leaf.shape), leaf.dtype) for path, leaf in params.items()}
+    return {"params": traverse_util.unflatten_dict(filled), **jax.tree.map(jnp.asarray, constants)}
+
+
+@functools.lru_cache(maxsize=16)
+def _what_to_fill(network: nn.Module, example: tuple[Any, ...]) -> tuple[dict, PyTree]:
+    """(parameters' shapes by path, buffers and running statistics): the same for every key."""
+    def init():
+        keys = {"params": jax.random.key(0), "noise": jax.random.key(0)}
+        return network.init(keys, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example))
 
     @jax.jit
-    def the_rest():  # buffers and running statistics are constants: little is left to compile
-        return {name: tree for name, tree in network.init(key, *example).items() if name != "params"}
+    def constants():  # little is left to compile
+        return {name: tree for name, tree in init().items() if name != "params"}
 
-    return {"params": traverse_util.unflatten_dict(filled), **the_rest()}
+    params = traverse_util.flatten_dict(jax.eval_shape(init)["params"])
+    return params, jax.tree.map(np.asarray, constants())
 
 
 class Conv(nn.Module):
@@ -138,7 +150,8 @@ class BatchNorm(nn.Module):
                 n = x.size // c
                 kept_mean.value = (1 - self.momentum) * kept_mean.value + self.momentum * mean
                 kept_var.value = (1 - self.momentum) * kept_var.value + self.momentum * var * (n / max(n - 1, 1))
-        gain, mean, bias = (v.astype(x.dtype)[None, None, None] for v in (scale / jnp.sqrt(var + self.epsilon), mean, bias))
+        rows = (mean, scale / jnp.sqrt(var + self.epsilon), bias)
+        mean, gain, bias = (row.astype(x.dtype)[None, None, None] for row in rows)
         return (x - mean) * gain + bias  # a single shift would cost digits where the mean is large
 
 
@@ -153,11 +166,21 @@ def image_norm() -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, reduction_axes=axes, feature_axes=axes, use_fast_variance=False)
 
 
-def windows(x: Images, size: int) -> Float[Array, "b h {size} w {size} c"]:
+def windows(x: Images, size: int) -> Float[Array, "b _ {size} _ {size} c"]:
     """Non-overlapping windows, for pooling over axes 2 and 4; leftover rows and columns are dropped, as in PyTorch."""
     b, h, w, c = x.shape
     h, w = h // size, w // size
     return x[:, : h * size, : w * size].reshape(b, h, size, w, size, c)
+
+
+def max_pool(x: Images, size: int) -> Features:
+    """The largest of each window; of equal ones the first gets the gradient, as in PyTorch.
+
+    Not `max`, whose gradient divides by the number of equal values: 0 where a compiler rounds them twice.
+    """
+    w = windows(x, size)
+    values = [w[:, :, i, :, j] for i in range(size) for j in range(size)]
+    return reduce(lambda a, b: jnp.where(a >= b, a, b), values)
 
 
 def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
@@ -175,12 +198,13 @@ def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
 
 def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"]:
     """[sin(t f), cos(t f)] with f_j = 10000^(-j / divisor), j < dim / 2 (Vaswani et al. 2017, section 3.5)."""
-    frequency = jnp.asarray(np.exp(-np.log(10_000) * np.arange(dim // 2) / divisor), t.dtype)
+    # rounded where PyTorch rounds: at t = 1000 an exact exponent moves the angle by 3e-5
+    frequency = np.exp(np.arange(dim // 2, dtype=np.float32) * np.float32(-np.log(10_000) / divisor)).astype(t.dtype)
     angle = t[:, None] * frequency[None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
-def chain(layers: Any, x: Images, *args: Any) -> Features:
+def chain(layers: Any, x: Float[Array, "b ..."], *args: Any) -> Float[Array, "b ..."]:
     """Applies layers in order; `args` go to each of them."""
     for layer in layers:
         x = layer(x, *args)

@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dipddpm_jax.networks.layers import BatchNorm, Conv, double_size, windows
+from dipddpm_jax.networks.layers import BatchNorm, Conv, double_size, max_pool, windows
 from dipddpm_jax.types import Features, Images, Labels, Times
 
 
@@ -21,9 +21,9 @@ def _centre(x: Images, height: int, width: int) -> Features:
 class SkipNet(nn.Module):
     """`skip` with the options of its authors; the defaults are system 001's network (32x32 digits).
 
-    Any size works: a stride of 2 halves odd sides upwards, and what is joined is cropped to the smaller, so that the
-    output can be LARGER than the input where a level has no skip. `train` means statistics of the batch, which is how a
-    deep image prior is always run. Time and labels are ignored.
+    Any size works: a stride of 2 halves odd sides upwards (pools: downwards), and what is joined is cropped to the
+    smaller, so that the output can be LARGER than the input where a level has no skip. `train` means statistics of the
+    batch, which is how a deep image prior is always run. Time and labels are ignored.
     """
 
     channels: int = 1
@@ -87,6 +87,5 @@ class SkipNet(nn.Module):
         y = Conv(width, size, 1 if pooled else stride, (size - 1) // 2, self.padding, self.use_bias,
                  name=f"{path}_{number}")(x)
         if pooled:
-            y = windows(y, stride)
-            y = y.mean((2, 4)) if self.downsample == "avg" else y.max((2, 4))
+            y = windows(y, stride).mean((2, 4)) if self.downsample == "avg" else max_pool(y, stride)
         return y

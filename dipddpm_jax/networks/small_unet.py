@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from dipddpm_jax.networks.layers import Conv, ConvTranspose, Dense, chain, image_norm
-from dipddpm_jax.types import Images, Labels, Times, UserError
+from dipddpm_jax.types import Features, Images, Labels, Times, UserError
 
 
 def time_table(num_steps: int, dim: int) -> Float[Array, "levels dim"]:
@@ -19,7 +19,8 @@ def time_table(num_steps: int, dim: int) -> Float[Array, "levels dim"]:
     """
     if dim % 2:
         raise ValueError(f"the time table needs an even width; got {dim}")
-    angle = np.outer(np.arange(num_steps), 1 / 10_000 ** (2 * np.arange(0, dim, 2) / dim))
+    frequency = np.float32(1 / 10_000 ** (2 * np.arange(0, dim, 2) / dim))
+    angle = np.float32(np.arange(num_steps)[:, None] * frequency)  # rounded as the original rounds, for an equal table
     return jnp.asarray(np.stack([np.sin(angle), np.cos(angle)], -1).reshape(num_steps, dim), jnp.float32)
 
 
@@ -45,7 +46,7 @@ class Block(nn.Module):
         self.conv1 = Conv(self.width, padding=1)
         self.conv2 = Conv(self.width, padding=1)
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Features:
         normal = self.ln(x)  # called even when unused, since the original holds the parameters
         return nn.silu(self.conv2(nn.silu(self.conv1(normal if self.normalize else x))))
 

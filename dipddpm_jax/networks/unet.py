@@ -1,4 +1,4 @@
-"""The UNet we recommend: residual blocks, GroupNorm, self-attention at low resolution, one embedding for time and labels.
+"""The UNet we recommend: residual blocks, GroupNorm, self-attention, one embedding for time and labels.
 
 Every residual branch ends in a zero gain, so the network starts as its skips (SkipInit, De and Smith 2020). With
 `patch_size` 2 the picture is folded to a quarter of its pixels first: the choice that learns most per second.
@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from dipddpm_jax.networks.layers import Conv, ConvTranspose, Dense, group_norm, sinusoid
-from dipddpm_jax.types import Images, Labels, Times, UserError
+from dipddpm_jax.types import Features, Images, Labels, Times, UserError
 
 
 def context_vector(labels: Labels, num_classes: int) -> Float[Array, "b k"]:
@@ -17,14 +17,14 @@ def context_vector(labels: Labels, num_classes: int) -> Float[Array, "b k"]:
     return jax.nn.one_hot(labels, num_classes) if jnp.issubdtype(labels.dtype, jnp.integer) else labels
 
 
-def fold(x: Images, size: int) -> Images:
+def fold(x: Images, size: int) -> Features:
     """Space to depth: each size x size square of pixels becomes channels."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // size, w // size, size * size * c)
 
 
-def unfold(x: Images, size: int) -> Images:
+def unfold(x: Images, size: int) -> Features:
     """Depth to space, the inverse of `fold`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, size, size, c // size**2).transpose(0, 1, 3, 2, 4, 5)
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Images, embedding: Float[Array, "b e"]) -> Images:
+    def __call__(self, x: Images, embedding: Float[Array, "b e"]) -> Features:
         scale, shift = jnp.split(Dense(2 * self.features, name="film")(nn.silu(embedding))[:, None, None], 2, -1)
         y = Conv(self.features, padding=1, name="conv1")(nn.silu(group_norm(8)(x)))
         y = group_norm(8)(y) * (1 + scale) + shift
@@ -86,7 +86,7 @@ class UNet(nn.Module):
     def __call__(self, x: Images, t: Times, labels: Labels | None = None, train: bool = False) -> Images:
         step = self.patch_size * 2 ** (len(self.multipliers) - 1)
         if x.shape[1] % step or x.shape[2] % step:
-            raise UserError(f"this UNet needs picture sides that are multiples of {step}; got {x.shape[1]}x{x.shape[2]}")
+            raise UserError(f"this UNet needs sides that are multiples of {step}; got {x.shape[1]}x{x.shape[2]}")
         wide = 4 * self.width
         time = sinusoid(t * (1000 / self.num_steps), self.width, self.width // 2).astype(x.dtype)
         embedding = Dense(wide, name="time2")(nn.silu(Dense(wide, name="time1")(time)))

@@ -1,0 +1,123 @@
+"""What a restoration by a deep image prior is: its frozen dataclass and its JSON round trip.
+
+Plain Python, so that the command line is parsed before JAX is imported.
+"""
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dipddpm_jax.config import from_json, to_json
+from dipddpm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class DipConfig:
+    """A deep image prior: what is restored, and how."""
+
+    image: str | None = None
+    """What to restore: a picture, a folder of pictures of one size, or the name of a photograph inside scikit-image
+    (astronaut, camera, coffee, ...), which is clean and is degraded first."""
+    clean: Path | None = None
+    """The clean picture: with --image, to compare with afterwards; without, it is degraded and restored."""
+    task: Literal["denoise", "inpaint", "superres", "deblur"] = "denoise"
+    sigma: float | None = None
+    """Standard deviation of Gaussian noise, of 255: what a clean picture gets (default: 25 to denoise, else 0), or what
+    is known of the noise of --image (default: estimated)."""
+    peak: float | None = None
+    """Photons at white: Poisson instead of Gaussian noise, for what a clean picture gets and for the likelihood."""
+    mask: Path | None = None
+    """To inpaint: a picture of the same size, white where --image is known."""
+    keep: float = 0.5
+    """To inpaint without --mask: the share of a clean picture's pixels that is kept."""
+    factor: int = 4
+    """Of superres: how many times larger each side becomes."""
+    blur: float = 1.6
+    """Of deblur: standard deviation of the blur in pixels."""
+    size: int | None = None
+    """Cut and resize pictures to squares of this side first."""
+    network: Literal["skip", "skip-light", "skip-001", "conv", "decoder"] = "skip-light"
+    """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-001: system 001's 8, 16, 32; conv:
+    three plain convolutions; decoder: the deep decoder."""
+    variant: Literal["plain", "tv", "self-guided", "aseqdip"] = "plain"
+    weight: float | None = None
+    """Of the variant's penalty; default: tv 0.02, self-guided 0.1, aseqdip 1."""
+    code: Literal["noise", "meshgrid", "image"] = "noise"
+    """The network's input; self-guided and aseqdip start from the measurement."""
+    jitter: float = 1 / 30
+    """Standard deviation of the noise that is added to the code at every step."""
+    num_steps: int = 3000
+    """Most steps of a fit."""
+    learning_rate: float = 0.01
+    decay: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate, to 0 at the last step."""
+    fall_back: float = 5.0
+    """Backtrack when the PSNR to the measurement falls by this many dB; 0 is never."""
+    stop: Literal["held-out", "wmv", "emv", "discrepancy", "patience", "never", "oracle"] = "wmv"
+    """When to stop: lowest error on pixels held out; lowest moving variance of the outputs (exponential: emv); misfit
+    down to the noise; plateau of the loss. oracle sees the clean picture: for study only."""
+    window: int = 100
+    """Outputs in the window of wmv."""
+    patience: int = 1000
+    """Steps without a new best after which a fit stops."""
+    seeds: int = 1
+    """Fits of each picture; several give their mean and an uncertainty."""
+    seed: int = 0
+    tile: int = 768
+    """Pictures with a longer side are fitted in overlapping tiles of this side."""
+
+
+@dataclass(frozen=True)
+class DipRun:
+    """Where and how a restoration is made; none of it changes the result."""
+
+    workdir: Path | None = None
+    """Directory to write to; default: runs/dip-NUMBER, a new one."""
+    resume: bool = False
+    """Go on with the restoration in --workdir, with its own configuration."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    chunk: int = 50
+    """Steps in one device call."""
+    gif: bool = False
+    """Also an animation of the first picture's fit, fit.gif."""
+
+
+def check(config: DipConfig, run: DipRun = DipRun()) -> None:
+    """Raises UserError for numbers that no restoration can have, and for combinations that make no sense."""
+    bounds = {"--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
+              "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
+              "--weight": (config.weight, 0, 1e9), "--jitter": (config.jitter, 0, 9), "--seeds": (config.seeds, 1, 99),
+              "--num-steps": (config.num_steps, 1, 10**7), "--learning-rate": (config.learning_rate, 1e-12, 1e3),
+              "--fall-back": (config.fall_back, 0, 1e3), "--window": (config.window, 2, 10**5),
+              "--patience": (config.patience, 1, 10**7), "--seed": (config.seed, 0, 2**31 - 1),
+              "--tile": (config.tile, 128, 2**14), "--save-every": (run.save_every, 1, 10**7),
+              "--chunk": (run.chunk, 1, 10**5)}
+    for name, (value, low, high) in bounds.items():
+        if value is not None and not low <= value <= high:  # false for nan too
+            raise UserError(f"{name} must lie between {low:g} and {high:g}; got {value:g}")
+    if config.variant in ("self-guided", "aseqdip") and (config.network == "decoder" or config.code == "meshgrid"):
+        raise UserError(f"--variant {config.variant} feeds pictures to the network: it fits neither --network decoder "
+                        "nor --code meshgrid")
+    if config.network == "decoder" and config.code != "noise":
+        raise UserError("--network decoder needs --code noise")
+    if config.mask is not None and config.task != "inpaint":
+        raise UserError("--mask is for --task inpaint")
+
+
+def save(config: DipConfig, path: Path) -> None:
+    """Writes config.json."""
+    path.write_text(json.dumps({"dip": to_json(config)}, indent=2) + "\n")
+
+
+def load(path: Path) -> DipConfig:
+    """The configuration of a restoration. Raises UserError when the file is not one."""
+    try:
+        raw = json.loads(path.read_text())["dip"]
+        paths = {name: raw[name] and Path(raw[name]) for name in ("clean", "mask")}
+        return dataclasses.replace(from_json(DipConfig, raw), **paths)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not the directory of a restoration: it has no {path.name}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of a restoration ({error})") from None
