@@ -36,7 +36,7 @@ class Setting:
     side: int = 64
     width: int = 16
     levels: int = 3
-    num_steps: int = 2000
+    num_steps: int = 1500
     learning_rate: float = 0.01
     window: int = 100
     patience: int = 500

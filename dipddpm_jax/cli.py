@@ -11,9 +11,10 @@ import tyro
 
 from dipddpm_jax import config as configs
 from dipddpm_jax import dip_config
-from dipddpm_jax.config import PRESETS, RunOptions, SamplerConfig, TrainConfig
+from dipddpm_jax.config import RunOptions, SamplerConfig, TrainConfig
 from dipddpm_jax.dip_config import DipConfig, DipRun
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class SampleCommand:
     clip: bool = False
     """Keep the believed clean picture within the range of pixels at every step."""
     labels: tuple[str, ...] = ()
-    """Names (or numbers) of classes, repeated over the pictures; default: all in turn."""
+    """Names (or numbers) of classes, repeated over the pictures; several on one picture: "red cube,blue sphere".
+    Default: all in turn."""
+    label_file: Path | None = None
+    """A JSON list of lists of names, one list a picture, as iCLEVR's test.json; replaces --labels and --count."""
     guidance: float | None = None
     """Weight of classifier-free guidance; 0 is none."""
     seed: int = 0
@@ -63,6 +67,8 @@ class SampleCommand:
     """Checkpoint to use; default: the newest."""
     batch_size: int = 64
     """Pictures drawn at once; does not change them."""
+    data_dir: Path | None = None
+    """Where data sets are kept, for the sampler that denoises held-out pictures."""
     torch_weights: Path | None = None
     """A PyTorch checkpoint (.safetensors, .pt, .pth) instead of a run; needs --preset."""
     preset: str | None = None
@@ -109,11 +115,11 @@ def _dip(argv: list[str]) -> None:
     command = tyro.cli(DipCommand, args=argv, prog="train.py dip", description=description)
     dip_config.check(command.config, command.run)
 
-    from dipddpm_jax import restoration, runs
+    from dipddpm_jax import restoration, workdirs
 
     try:
         print(restoration.restore(command.config, command.run))
-    except runs.Stopped as stopped:
+    except workdirs.Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.code) from None
 
@@ -130,11 +136,11 @@ def _train(argv: list[str]) -> None:
     if command.run.resume:
         preset, command = _resumed(preset if named else None, args, command.run)
 
-    from dipddpm_jax import runs
+    from dipddpm_jax import runs, workdirs
 
     try:
         workdir, picture = runs.train(command.config, command.run, preset)
-    except runs.Stopped as stopped:
+    except workdirs.Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.code) from None
     print(f"Samples: {picture}\nNext: python sample.py {workdir}")
@@ -184,6 +190,8 @@ def _sample(argv: list[str]) -> None:
     sampler = _sampler(command, config.sampler)
     configs.check_sampler(sampler, config.schedule)
     out = command.out or workdir / "samples"
+    if command.labels and command.label_file:
+        raise UserError("give --labels or --label-file, not both")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a directory")
 

@@ -126,9 +126,7 @@ def backtrack(count: Int[Array, ""], last: Scalar, psnr: Scalar, drop: float) ->
     return falls, look & ~falls
 
 
-def _weighted_mean(values: Array, weight: Array | None) -> Scalar:
-    if weight is None:
-        return values.mean()
+def _weighted_mean(values: Array, weight: Array) -> Scalar:
     weight = jnp.broadcast_to(weight, values.shape)
     return jnp.sum(values * weight) / jnp.maximum(weight.sum(), 1)
 
@@ -255,10 +253,9 @@ class Dip:
         code = state.code if code is None else code
         output, statistics = self._generate(params, state.statistics, code[None] + self.code_jitter * jitter)
         errors = self.misfit(self.observe(output), problem.measurement)
-        known, held_out = problem.known, problem.held_out
-        fitted = known if held_out is None else (1 - held_out) * (1 if known is None else known)
-        loss = _weighted_mean(errors, fitted)
-        kept_back = jnp.zeros_like(loss) if held_out is None else _weighted_mean(errors, held_out)
+        known = jnp.ones((1,) * errors.ndim, errors.dtype) if problem.known is None else problem.known
+        held_out = jnp.zeros_like(known) if problem.held_out is None else problem.held_out
+        loss, kept_back = _weighted_mean(errors, known * (1 - held_out)), _weighted_mean(errors, known * held_out)
         return loss + self.penalty(output, code), (output, statistics, loss, kept_back)
 
     def _fall(self, state: DipState, loss: Scalar) -> tuple[PyTree, Accepted | None]:

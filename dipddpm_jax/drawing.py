@@ -7,9 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dipddpm_jax import __version__, devices, plots, runs, sampling
+from dipddpm_jax import __version__, data, devices, plots, runs, sampling, torch_weights
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
 from dipddpm_jax.errors import UserError
 
@@ -47,6 +49,22 @@ def chosen_labels(names: tuple[str, ...], facts: Facts, count: int, guidance: fl
     return vectors[np.arange(count) % len(picked)]
 
 
+def held_out(sampler: SamplerConfig, config: TrainConfig, data_dir: Path | None) -> np.ndarray | None:
+    """The pictures that a sampler which denoises pictures begins with."""
+    if sampler.name != "random_passes":
+        return None
+    return data.load(config.data, "test", data_dir, config.image_size).images
+
+
+def load_torch(path: Path, config: TrainConfig) -> sampling.Model:
+    """A preset's network with somebody's PyTorch weights. Raises UserError when they do not fit."""
+    shape, label_names = data.describe(config.data)
+    facts = Facts(shape, label_names if config.labels else (), config.data == "scenes")
+    network, shapes = runs.abstract_model(config, facts)
+    weights = torch_weights.import_torch(torch_weights.read(path), shapes)
+    return sampling.Model(config, facts, network, jax.tree.map(lambda w: w.astype(jnp.float32), weights))
+
+
 def draw_to_disk(
     command: Any, workdir: Path, config: TrainConfig, facts: Facts | None, sampler: SamplerConfig, out: Path,
     argv: list[str],
@@ -54,19 +72,23 @@ def draw_to_disk(
     """Writes grid.png, samples.npz, command.json, and with --gif chain.gif; returns what to tell the user."""
     devices.set_up()
     if command.torch_weights:
-        from dipddpm_jax import torch_weights
-
-        model, source = torch_weights.load_model(command.torch_weights, config), str(command.torch_weights)
+        model, source = load_torch(command.torch_weights, config), str(command.torch_weights)
     else:
         model, step = runs.load_run(workdir, command.step)
         source = f"step {step} of {workdir}"
-    labels = chosen_labels(command.labels, model.facts, command.count, sampler.guidance)
+    if command.label_file:
+        from dipddpm_jax.data.iclevr import read_label_file
+
+        labels = read_label_file(command.label_file, model.facts.label_names)
+    else:
+        labels = chosen_labels(command.labels, model.facts, command.count, sampler.guidance)
+    count = command.count if command.label_file is None else len(labels)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        drawn = sampling.draw(model, sampler, command.count, command.seed, labels, 60 if command.gif else 0,
-                              command.batch_size)
+        drawn = sampling.draw(model, sampler, count, command.seed, labels, 60 if command.gif else 0,
+                              command.batch_size, held_out(sampler, config, command.data_dir))
         classes = len(model.facts.label_names)
-        columns = classes if not command.labels and 0 < classes <= 16 else None
+        columns = 8 if command.label_file else classes if not command.labels and 0 < classes <= 16 else None
         shown = drawn.images[:400]
         plots.save_grid(shown, out / "grid.png", columns)
         arrays = {"images": drawn.images} | ({} if labels is None else {"labels": labels})

@@ -14,7 +14,7 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
-from dipddpm_jax import checkpoints, devices, dip_config, measuring, plots, runs
+from dipddpm_jax import checkpoints, devices, dip_config, measuring, plots, workdirs
 from dipddpm_jax.dip import Dip, DipProblem, DipState
 from dipddpm_jax.dip_config import DipConfig, DipRun
 from dipddpm_jax.errors import UserError
@@ -77,10 +77,10 @@ class Restoration:
         if checkpoints.latest_step(directory) is not None:
             states = checkpoints.restore_tree(directory, states)
         step = int(states.step.max())
-        log = runs.Log(self.workdir / "curves.jsonl", step)
+        log = workdirs.Log(self.workdir / "curves.jsonl", step)
         batch = Batch(fit, fits.problems, states, jax.default_backend() != "cpu")
         bar = tqdm(total=config.num_steps, initial=step, unit="step", dynamic_ncols=True)
-        with checkpoints.open_manager(directory) as manager, runs.stop_signals() as signals, bar:
+        with checkpoints.open_manager(directory) as manager, workdirs.stop_signals() as signals, bar:
             while step < config.num_steps and not np.all(batch.part.stopped):
                 count = min(run.chunk, config.num_steps - step, run.save_every - step % run.save_every)
                 rows, curves = batch.advance(count)
@@ -94,13 +94,13 @@ class Restoration:
                         checkpoints.save_tree(manager, step, batch.states(), float(np.nanmean(curves["loss"])))
                     checkpoints.wait(manager)
                     if not good:
-                        raise runs.Stopped(f"the loss is not finite by step {step}; lower --learning-rate", 1)
+                        raise workdirs.Stopped(f"the loss is not finite by step {step}; lower --learning-rate", 1)
                     if signals and not done:
-                        raise runs.Stopped(f"stopped by a signal; saved step {step}. Go on with: python train.py dip "
-                                           f"--resume --workdir {self.workdir}", 128 + signals[0])
+                        raise workdirs.Stopped(f"stopped by a signal; saved step {step}. Go on with: python train.py "
+                                               f"dip --resume --workdir {self.workdir}", 128 + signals[0])
         return fits, batch.states(), log.rows
 
-    def _log(self, log: runs.Log, bar: Any, step: int, rows: np.ndarray, curves: dict[str, np.ndarray]) -> bool:
+    def _log(self, log: workdirs.Log, bar: Any, step: int, rows: np.ndarray, curves: dict[str, np.ndarray]) -> bool:
         active = curves.pop("active")
         for place, row in enumerate(rows):
             for i in np.flatnonzero(active[place]):
@@ -162,7 +162,8 @@ def write(job: Restoration, fits: Fits, states: DipState, rows: list[dict[str, A
         for key, part in parts.items():
             plots.picture(to_bytes(part)).save(job.workdir / f"{prefix}{key}.png")
         sheet = np.stack([to_bytes(enlarged(part, size)) for part in parts.values()])
-        plots.save_grid(sheet, job.workdir / f"{prefix}comparison.png", columns=len(sheet))
+        scale = max(1, 256 // max(size))
+        plots.picture(plots.tile(sheet, len(sheet)), scale).save(job.workdir / f"{prefix}comparison.png")
         results.append(result)
     return _write_report(job, fits, rows, results, seconds)
 
@@ -196,7 +197,7 @@ def restore(config: DipConfig, run: DipRun) -> str:
     given = measuring.load(config)
     if config.stop == "oracle" and given.clean is None:
         raise UserError("--stop oracle needs the clean picture; give it as --clean")
-    workdir = run.workdir if run.resume else runs.new_workdir("dip", run.workdir)
+    workdir = run.workdir if run.resume else workdirs.new_workdir("dip", run.workdir)
     dip_config.save(config, workdir / "config.json")
     job = Restoration(config, run, given, workdir)
     began = time.monotonic()

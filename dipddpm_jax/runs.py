@@ -1,9 +1,5 @@
 """The host loop of training: data, checkpoints, progress, pictures, and a clean end whatever happens."""
-import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +15,9 @@ from dipddpm_jax import builders, checkpoints, data, devices, plots, sampling, t
 from dipddpm_jax import config as configs
 from dipddpm_jax.config import Facts, RunOptions, TrainConfig
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.workdirs import Log, Stopped, new_workdir, stop_signals
 
 HELD_OUT = 512  # pictures of the test split that a held-out loss is measured on
-
-
-class Stopped(Exception):
-    """Training ended early on purpose; `code` is the exit status."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
 
 
 class TrainingData(NamedTuple):
@@ -60,61 +49,6 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
     pick = np.random.default_rng(0).permutation(len(held.images))[:HELD_OUT]
     held_labels = None if held_labels is None else held_labels[pick]
     return TrainingData(train.images, labels, held.images[pick], held_labels, facts)
-
-
-def new_workdir(preset: str, workdir: Path | None) -> Path:
-    """Creates the directory of a new run. Raises UserError when it exists and holds something."""
-    if workdir is None:
-        number = 1 + max((int(p.name.rpartition("-")[2]) for p in Path("runs").glob("*-*")
-                          if p.name.rpartition("-")[2].isdigit()), default=0)
-        workdir = Path("runs") / f"{preset}-{number:03d}"
-    if workdir.is_dir() and any(workdir.iterdir()):
-        kind = "holds another run" if (workdir / "config.json").exists() else "is not empty"
-        raise UserError(f"{workdir} {kind}; give another --workdir" + (", or --resume to go on with it"
-                                                                      if kind.startswith("holds") else ""))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create the directory {workdir}: {error.strerror}") from None
-    return workdir
-
-
-class Log:
-    """metrics.jsonl of a run; on resuming, lines of steps that will be done again are dropped."""
-
-    def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut short
-        self.rows: list[dict[str, Any]] = [row for row in rows if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self.file = path.open("a", buffering=1)
-
-    def write(self, row: dict[str, int | float]) -> None:
-        """Adds a line."""
-        row = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}  # nan is not JSON
-        self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM, to be looked at between chunks; a second Ctrl-C ends at once."""
-    received: list[int] = []
-
-    def receive(number, frame):
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        old = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        old = {}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def held_out_loss(loss_fn: Any, schedule: Any, pixels: training.Pixels, held: TrainingData, batch: int) -> Any:
@@ -248,7 +182,7 @@ class Trainer:
         model = sampling.Model(self.config, self.data.facts, self.network, weights)
         columns = min(len(self.data.facts.label_names), 10) or 8
         labels = sampling.cycled_labels(self.data, 8 * columns)
-        images = sampling.draw(model, self.config.sampler, 8 * columns, 0, labels).images
+        images = sampling.draw(model, self.config.sampler, 8 * columns, 0, labels, start=self.data.held_images).images
         path.parent.mkdir(exist_ok=True)
         plots.save_grid(images, path, columns)
 
@@ -289,12 +223,18 @@ def train(config: TrainConfig, run: RunOptions, preset: str) -> tuple[Path, Path
 def load_run(workdir: Path, step: int | None = None) -> tuple[sampling.Model, int]:
     """The trained model of a run and the step of its weights, for sampling. Raises UserError."""
     _, config, facts = configs.load(workdir / "config.json")
-    network: nn.Module = builders.make_network(config.network, facts, config.schedule.num_steps)
-    state = jax.eval_shape(lambda: network.init(training.rngs(jax.random.key(0)), jnp.zeros((1, *facts.image_shape)),
-                                                jnp.ones(1, jnp.int32), builders.example_labels(facts)))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), dict(state))
+    network, shapes = abstract_model(config, facts)
     step = checkpoints.latest_step(workdir / "checkpoints") if step is None else step
-    params = state.pop("params")
-    weights = checkpoints.restore_weights(workdir / "checkpoints", params, state, step)
+    params = shapes.pop("params")
+    weights = checkpoints.restore_weights(workdir / "checkpoints", params, shapes, step)
     return sampling.Model(config, facts, network, weights), step
+
+
+def abstract_model(config: TrainConfig, facts: Facts) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and its variables as shapes on the first device."""
+    network = builders.make_network(config.network, facts, config.schedule.num_steps)
+    shapes = jax.eval_shape(lambda: network.init(
+        training.rngs(jax.random.key(0)), jnp.zeros((1, *facts.image_shape)), jnp.ones(1, jnp.int32),
+        builders.example_labels(facts)))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), dict(shapes))

@@ -9,8 +9,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree, UInt8
 
-from dipddpm_jax import builders, training
+from dipddpm_jax import builders, hybrids, training
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
+from dipddpm_jax.errors import UserError
 from dipddpm_jax.samplers import gaussian_noise
 
 
@@ -57,19 +58,49 @@ def _chain(weights, keys, labels, config, facts, network, sampler, num_frames):
     return images, frames
 
 
+@partial(jax.jit, static_argnames=("config", "network", "num_frames"))
+def _passes(weights, keys, start, times, config, network, num_frames):
+    """System 003: held-out pictures, denoised at random times."""
+    pixels = training.Pixels(config.pixel_mean, config.pixel_std)
+    shape = (network.num_blocks, *start.shape[1:])
+    one = jax.vmap(lambda i, key: jax.random.normal(jax.random.fold_in(key, i), shape), (None, 0), 1)
+    noise = jax.vmap(one, (0, None))(jnp.arange(times.shape[0]), keys)
+
+    def apply(x, t, draws):
+        return network.apply(weights, x, t, noise=draws)
+
+    path = hybrids.repeated_passes(apply, pixels.encode(start), times, noise)
+    frames = jnp.concatenate([start[None], jax.vmap(pixels.decode)(path)])
+    return frames[-1], frames if num_frames else None
+
+
 def draw(
     model: Model, sampler: SamplerConfig, count: int, seed: int, labels: np.ndarray | None = None,
-    num_frames: int = 0, batch_size: int = 64,
+    num_frames: int = 0, batch_size: int = 64, start: UInt8[np.ndarray, "n h w c"] | None = None,
 ) -> Drawn:
-    """`count` pictures; picture i depends on (seed, i, its label) alone, not on the batch it is drawn in."""
+    """`count` pictures; picture i depends on (seed, i, its label) alone, not on the batch it is drawn in.
+
+    `start` are the pictures that random_passes denoises. Raises UserError when a model and a sampler do not fit.
+    """
+    passes = sampler.name == "random_passes"
+    if passes != (model.config.target == "autoencode"):
+        raise UserError(f"sampler {sampler.name} does not fit a model that was trained to {model.config.target}: "
+                        "random_passes is for the one that was trained to autoencode, and for no other")
+    if passes:
+        times = jax.random.randint(jax.random.key(seed), (sampler.num_steps or 10,), 1,
+                                   model.config.schedule.num_steps + 1)
+        start = np.resize(start, (count, *start.shape[1:]))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
     batch = min(batch_size, count)
     images, frames, seconds = [], [], 0.0
     for start in range(0, count, batch):
         rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up: one program
         began = time.perf_counter()
-        out, path = _chain(model.weights, keys[rows], None if labels is None else jnp.asarray(labels)[rows],
-                           model.config, model.facts, model.network, sampler, num_frames)
+        if passes:
+            out, path = _passes(model.weights, keys[rows], start[rows], times, model.config, model.network, num_frames)
+        else:
+            out, path = _chain(model.weights, keys[rows], None if labels is None else jnp.asarray(labels)[rows],
+                               model.config, model.facts, model.network, sampler, num_frames)
         keep = min(batch, count - start)
         images.append(np.asarray(out)[:keep])
         if num_frames:

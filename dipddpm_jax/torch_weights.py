@@ -6,14 +6,20 @@ is b_mid.0.conv1.weight. Layouts follow from rank: kernels (height, width, in, o
 height, width) and (out, in), whatever else has three or four axes moves its channels to the front.
 """
 import re
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from dipddpm_jax.config import Facts, TrainConfig
 from dipddpm_jax.errors import UserError
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
@@ -139,3 +145,68 @@ def write(state: Mapping[str, np.ndarray], path: Path) -> None:
         save_file(dict(state), path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error})") from None
+
+
+def load_model(path: Path, config: TrainConfig) -> Any:
+    """A `sampling.Model` of somebody's PyTorch weights, for the network of a preset; with labels if they have any.
+
+    Raises UserError when the file or its entries do not fit.
+    """
+    from dipddpm_jax import builders, sampling, training
+
+    state, problem, key = read(path), None, training.rngs(jax.random.key(0))
+    for facts in _facts_of(config):
+        network = builders.make_network(config.network, facts, config.schedule.num_steps)
+        x, labels = jnp.zeros((1, *facts.image_shape)), builders.example_labels(facts)
+        template = jax.eval_shape(lambda network=network, x=x, labels=labels: network.init(
+            key, x, jnp.ones(1, jnp.int32), labels))
+        try:
+            return sampling.Model(config, facts, network, import_torch(state, template))
+        except UserError as error:
+            problem = problem or error
+    raise UserError(f"{path}: {problem}")
+
+
+def _facts_of(config: TrainConfig) -> list[Facts]:
+    """What the preset's data set would tell, without needing it: with its labels, and without."""
+    from dipddpm_jax.data import originals, scenes
+
+    known = originals.ORIGINALS.get("mnist" if config.data == "mnist5k" else config.data)
+    shape, names = (known.shape, known.label_names) if known else ((64, 64, 3), scenes.OBJECTS)
+    if config.image_size:
+        shape = config.image_size, config.image_size, shape[2]
+    with_labels = [Facts(shape, names, multi_hot=known is None)] if config.labels else []
+    return [*with_labels, Facts(shape)]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes the (averaged) weights of a run as a .safetensors file with PyTorch's names and layouts."""
+
+    workdir: tyro.conf.Positional[Path]
+    """Directory of the run."""
+    out: tyro.conf.Positional[Path]
+    """File to write."""
+    step: int | None = None
+    """Checkpoint to use; default: the newest."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """python -m dipddpm_jax.torch_weights export WORKDIR OUT.safetensors"""
+    command = tyro.extras.subcommand_cli_from_dict({"export": Export}, args=argv, prog="dipddpm_jax.torch_weights")
+    try:
+        if command.out.suffix != ".safetensors":
+            raise UserError(f"{command.out} must end in .safetensors")
+        from dipddpm_jax import runs
+
+        model, step = runs.load_run(command.workdir, command.step)
+        state = export_torch(model.weights)
+        write(state, command.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"{len(state)} entries of step {step} written to {command.out}")
+
+
+if __name__ == "__main__":
+    main()

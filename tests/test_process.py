@@ -13,8 +13,8 @@ def test_schedules_start_clean_and_fall():
     for schedule in (S, schedules.cosine(50), schedules.linear(1000, 1e-4, 0.01)):
         assert schedule.alpha_bars[0] == 1 and np.all(np.diff(schedule.alpha_bars) < 0)
         assert schedule.alpha_bars.dtype == np.float64
-        np.testing.assert_allclose(schedule.signal_scale(jnp.arange(5)) ** 2 + schedule.noise_scale(jnp.arange(5)) ** 2, 1,
-                                   atol=1e-6)
+        signal, noise = schedule.signal_scale(jnp.arange(5)), schedule.noise_scale(jnp.arange(5))
+        np.testing.assert_allclose(signal**2 + noise**2, 1, atol=1e-6)
 
 
 def test_published_values():

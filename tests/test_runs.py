@@ -13,12 +13,14 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 TINY = ["--network.width", "8", "--network.multipliers", "1", "--network.attention-size", "0", "--batch-size", "8",
-        "--image-size", "8", "--schedule.num-steps", "20", "--sampler.num-steps", "2", "--sample-every", "0", "--chunk", "4"]
+        "--image-size", "8", "--schedule.num-steps", "20", "--sampler.num-steps", "2", "--sample-every", "0",
+        "--chunk", "4"]
 ENV = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
 
 def command(workdir, *args, steps=24):
-    return [sys.executable, str(REPO / "train.py"), "unet", *TINY, "--steps", str(steps), "--workdir", str(workdir), *args]
+    return [sys.executable, str(REPO / "train.py"), "unet", *TINY, "--steps", str(steps), "--workdir", str(workdir),
+            *args]
 
 
 def resume(workdir, *args):
@@ -70,7 +72,8 @@ def steps_logged(workdir):
 
 
 def test_a_run_leaves_what_the_readme_promises(whole):
-    assert {"config.json", "metrics.jsonl", "samples.png", "loss.png", "checkpoints"} <= {p.name for p in whole.iterdir()}
+    promised = {"config.json", "metrics.jsonl", "samples.png", "loss.png", "checkpoints"}
+    assert promised <= {p.name for p in whole.iterdir()}
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "loss" in r] == [4, 8, 12, 16, 20, 24]
     kept = sorted(int(p.name) for p in (whole / "checkpoints").iterdir())

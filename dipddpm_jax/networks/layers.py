@@ -198,9 +198,9 @@ def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
 
 def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"]:
     """[sin(t f), cos(t f)] with f_j = 10000^(-j / divisor), j < dim / 2 (Vaswani et al. 2017, section 3.5)."""
-    # rounded where PyTorch rounds: at t = 1000 an exact exponent moves the angle by 3e-5
-    frequency = np.exp(np.arange(dim // 2, dtype=np.float32) * np.float32(-np.log(10_000) / divisor)).astype(t.dtype)
-    angle = t[:, None] * frequency[None]
+    # Rounded where the originals round: an exact exponent would move the angle by 6e-5 at t = 1000.
+    exponent = np.arange(dim // 2, dtype=np.float32) * np.float32(-np.log(10_000) / divisor)
+    angle = t[:, None] * jnp.asarray(np.float32(np.exp(np.float64(exponent))), t.dtype)[None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 

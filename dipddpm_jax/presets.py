@@ -1,0 +1,55 @@
+"""Named runs: the recommended one, and what the five reference systems trained."""
+from dipddpm_jax.config import (
+    AttentionUNet,
+    ContextUnet,
+    OptimizerConfig,
+    ResidualDenoiser,
+    SamplerConfig,
+    ScheduleConfig,
+    SmallUNet,
+    TrainConfig,
+)
+
+_NO_EMA = 0.0
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "unet": (
+        "the recommended model, class-conditional digits (the main job)",
+        TrainConfig(schedule=ScheduleConfig("cosine"), optimizer=OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)),
+    ),
+    "attention-unet": (
+        "system 000's base: MNIST with labels, 100 epochs, Adam 2e-4 falling every 80 (--no-labels: the plain UNet)",
+        TrainConfig(
+            network=AttentionUNet(), schedule=ScheduleConfig(last_beta=0.01), target="eps", data="mnist",
+            pixel_mean=0.1307, pixel_std=0.3081, label_drop=0.0, batch_size=256, steps=23_400,
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay="step", decay_every=80 * 234, ema_decay=_NO_EMA),
+            sampler=SamplerConfig("ancestral", quiet_steps=2)),
+    ),
+    "small-unet": (
+        "system 001: MNIST, 20 epochs, Adam 1e-3",
+        TrainConfig(
+            network=SmallUNet(), target="eps", data="mnist", labels=False, steps=9360,
+            optimizer=OptimizerConfig(ema_decay=_NO_EMA), sampler=SamplerConfig("ancestral")),
+    ),
+    "residual-denoiser": (
+        "system 003: CIFAR-10, 10 epochs, Adam 1e-3; denoises, cannot draw pictures from nothing",
+        TrainConfig(
+            network=ResidualDenoiser(), target="autoencode", data="cifar10", labels=False, batch_size=64, steps=7810,
+            optimizer=OptimizerConfig(ema_decay=_NO_EMA), sampler=SamplerConfig("random_passes", num_steps=10)),
+    ),
+    "context-unet": (
+        "system 004: several labels a picture, 600 epochs, Adam 1e-4, with the label dropout that it lacked",
+        TrainConfig(
+            network=ContextUnet(), schedule=ScheduleConfig("linear_at_zero", 400), target="eps", data="scenes",
+            steps=84_000, optimizer=OptimizerConfig(learning_rate=1e-4, ema_decay=_NO_EMA),
+            sampler=SamplerConfig("ancestral")),
+    ),
+    "teapearce": (
+        "the script that system 004 grew from: MNIST with labels, 20 epochs, Adam 1e-4 falling to 0",
+        TrainConfig(
+            network=ContextUnet(context_value=-1.0), schedule=ScheduleConfig("linear_at_zero", 400), target="eps",
+            data="mnist", pixel_mean=0.0, pixel_std=1.0, batch_size=256, steps=4680,
+            optimizer=OptimizerConfig(learning_rate=1e-4, decay="linear", ema_decay=_NO_EMA),
+            sampler=SamplerConfig("ancestral", guidance=2.0)),
+    ),
+}
