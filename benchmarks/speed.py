@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.torch_reference import skip_net, system001, system002, system004
+from benchmarks.torch_reference import diffusion, skip_net, system001, system002, system004
 from dipddpm_jax import dip, samplers, schedules, stopping, training
 from dipddpm_jax.denoisers import from_network
 from dipddpm_jax.networks import ContextUnet, ConvStack, SkipNet, SmallUNet, UNet
@@ -69,7 +69,7 @@ def reset_peak() -> float:
     return resident_mb("VmRSS")
 
 
-def race(case: Case, rounds: int) -> tuple[dict[str, Timing], dict[str, str]]:
+def race(case: Case, rounds: int, clock: Callable[[], float]) -> tuple[dict[str, Timing], dict[str, str]]:
     """Medians of interleaved runs, and the contenders that failed with their errors."""
     runs, first, peak, flops, failed = {}, {}, {}, {}, {}
     for name, build in case.contenders.items():
@@ -92,9 +92,9 @@ def race(case: Case, rounds: int) -> tuple[dict[str, Timing], dict[str, str]]:
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = clock()
             run()
-            seconds[name].append((time.perf_counter() - began) / case.units)
+            seconds[name].append((clock() - began) / case.units)
     timings = {name: Timing(statistics.median(all_), first[name], peak[name], flops.get(name, 0))
                for name, all_ in seconds.items()}
     return timings, failed
@@ -134,7 +134,8 @@ def jax_training(network, schedule, shape, labels, units: int, chunked: bool) ->
     labels = None if labels is None else jnp.asarray(np.resize(labels, len(images)), jnp.int32)
     pixels, optimizer = training.Pixels(), optax.adam(1e-3)
     some = (pixels.encode(jnp.asarray(images[:BATCH])), None if labels is None else labels[:BATCH])
-    state = training.init_state(network, optimizer, some[0][:1], None if labels is None else labels[:1], jax.random.key(0))
+    one = some[0][:1], None if labels is None else labels[:1]
+    state = training.init_state(network, optimizer, *one, jax.random.key(0))
     loss = training.make_loss(network, schedule, "eps", jnp.float32)
     step = training.make_train_step(loss, schedule.num_steps, optimizer)
     if chunked:
@@ -183,7 +184,7 @@ def training_case(name, network, schedule, shape, labels, make_net, step, units,
 
 
 def training_cases(quick: bool) -> Iterator[Case]:
-    tables = system001.Tables(*(table.to(DEVICE) for table in system001_tables()))
+    tables = system001.Tables(*(table.to(DEVICE) for table in diffusion.linear_tables(1e-4, 0.02, 1000)))
     yield training_case(
         f"train step, SmallUNet, batch {BATCH}, 28x28", SmallUNet(), schedules.linear(1000), (28, 28, 1), None,
         system001.UNet, lambda net, adam, x0, _: system001.train_step(net, adam, tables, x0), 4 if quick else 20, quick)
@@ -192,17 +193,12 @@ def training_cases(quick: bool) -> Iterator[Case]:
     context = torch.nn.functional.one_hot(torch.arange(BATCH) % 10, 10).float().to(DEVICE)
     tables4 = system004.Tables(*(table.to(DEVICE) for table in system004.linear_tables()))
     yield training_case(
-        f"train step, ContextUnet F=64, batch {BATCH}, 28x28", ContextUnet(10, 400, 64, 1), schedules.linear_at_zero(400),
-        (28, 28, 1), np.arange(10), lambda: system004.ContextUnet(1, 64, 10, 7),
+        f"train step, ContextUnet F=64, batch {BATCH}, 28x28", ContextUnet(10, 400, 64, 1),
+        schedules.linear_at_zero(400), (28, 28, 1), np.arange(10), lambda: system004.ContextUnet(1, 64, 10, 7),
         lambda net, adam, x0, _: system004.train_step(net, adam, tables4, x0, context), 4, quick)
     yield training_case(
         f"train step, UNet (ours alone), batch {BATCH}, 28x28", UNet(), schedules.cosine(1000), (28, 28, 1), None,
         None, None, 4, quick)
-
-
-def system001_tables():
-    from benchmarks.torch_reference.diffusion import linear_tables
-    return linear_tables(1e-4, 0.02, 1000)
 
 
 # Job 2: sampling
@@ -224,7 +220,7 @@ def jax_sampling(batch: int, grid: np.ndarray, sampler: Callable) -> Run:
 
 
 def torch_sampling(batch: int, grid: np.ndarray, deterministic: bool, mode: str) -> Run:
-    net, tables = prepared(system001.UNet().eval(), mode), system001_tables()
+    net, tables = prepared(system001.UNet().eval(), mode), diffusion.linear_tables(1e-4, 0.02, 1000)
     bars = [1.0, *tables.alpha_bars.tolist()]
 
     @torch.inference_mode()
@@ -365,7 +361,7 @@ def rule_cases(quick: bool) -> Iterator[Case]:
 JOBS = {1: training_cases, 2: sampling_cases, 3: dip_cases, 4: batch_cases, 5: rule_cases}
 
 
-def matmul_peak(size: int = 2048) -> dict[str, float]:
+def matmul_peak(clock: Callable[[], float], size: int = 2048) -> dict[str, float]:
     """GFLOP/s of one large float32 product, in both libraries."""
     a = np.ones((size, size), np.float32)
     ours, theirs, product = jnp.asarray(a), torch.as_tensor(a, device=DEVICE), jax.jit(jnp.matmul)
@@ -376,7 +372,7 @@ def matmul_peak(size: int = 2048) -> dict[str, float]:
 
     case = Case("matmul", 1, {"JAX": lambda: lambda: jax.block_until_ready(product(ours, ours)),
                               "PyTorch": lambda: torch_product})
-    return {name: 2e-9 * size**3 / timing.median for name, timing in race(case, 5)[0].items()}
+    return {name: 2e-9 * size**3 / timing.median for name, timing in race(case, 5, clock)[0].items()}
 
 
 def rows_of(case: Case, timings: dict[str, Timing]) -> list[str]:
@@ -397,17 +393,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="runs of each contender (7; 3 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--cpu-time", action="store_true", help="processor seconds, for a shared CPU: pin to one core "
+                        "(taskset -c 0) with OMP_NUM_THREADS=1")
     parser.add_argument("--tf32", action="store_true", help="on a GPU: let both sides use TF32")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     jax.config.update("jax_default_matmul_precision", "default" if args.tf32 else "highest")
+    clock = time.process_time if args.cpu_time else time.perf_counter
     rounds = args.rounds or (3 if args.quick else 7)
-    peak = matmul_peak()
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"
+    peak = matmul_peak(clock)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{cores} CPU core(s)"
     lines = [
         "# Speed beside PyTorch", "",
         f"{device}, {platform.machine()}; jax {jax.__version__} on {jax.default_backend()}, torch {torch.__version__}; "
-        f"float32{' (TF32)' if args.tf32 else ''}; medians of {rounds} interleaved runs. A matrix product of 2048: "
+        f"float32{' (TF32)' if args.tf32 else ''}; medians of {rounds} interleaved runs"
+        f"{' (processor seconds)' if args.cpu_time else ''}. A matrix product of 2048: "
         + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in peak.items()) + ".", "",
         "| job | contender | ms an iteration | ratio to the best PyTorch | first run, s | peak memory, MB | GFLOP/s |",
         "|---|---|---|---|---|---|---|"]
@@ -415,7 +416,7 @@ def main() -> None:
     results, notes = {}, []
     for job in args.jobs:
         for case in JOBS[job](args.quick):
-            timings, failed = race(case, rounds)
+            timings, failed = race(case, rounds, clock)
             rows = rows_of(case, timings)
             print("\n".join(rows), flush=True)
             lines += rows
@@ -423,7 +424,7 @@ def main() -> None:
             results[case.name] = {name: timing._asdict() for name, timing in timings.items()}
             gc.collect()
     legend = ("Ratios above 1: faster than the best PyTorch. First run: with compilation. Peak memory: resident above "
-              "what was resident before, in a process that holds both libraries. GFLOP/s: of PyTorch's count of the work.")
+              "what was resident before, in one process with both libraries. GFLOP/s: of PyTorch's count of the work.")
     lines += ["", legend, *notes]
     print("\n".join(["", legend, *notes]))
     if args.json:

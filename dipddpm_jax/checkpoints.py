@@ -149,7 +149,7 @@ def _restore(directory: Path, items: dict[str, PyTree], step: int | None) -> dic
 
 
 def _preflight(metadata: PyTree, items: dict[str, PyTree], path: Path) -> None:
-    def shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    def shape(leaf: PyTree) -> tuple[int, ...]:  # an abstract array, or what Orbax tells of a stored one
         key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # stored as the numbers it is made of
         return tuple(jax.eval_shape(jax.random.key_data, leaf).shape if key else leaf.shape)
 

@@ -12,7 +12,7 @@ import tyro
 from dipddpm_jax import config as configs
 from dipddpm_jax import dip_config
 from dipddpm_jax.config import RunOptions, SamplerConfig, TrainConfig
-from dipddpm_jax.dip_config import DipConfig, DipRun
+from dipddpm_jax.dip_config import DipConfig, DipRun, StagedConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.presets import PRESETS
 
@@ -34,6 +34,15 @@ class DipCommand:
 
 
 @dataclass(frozen=True)
+class StagedCommand:
+    """One staged fit: what, and where."""
+
+    config: Annotated[StagedConfig, tyro.conf.arg(name="")] = StagedConfig()
+    workdir: Path | None = None
+    """Directory to write to; default: runs/staged-NUMBER, a new one."""
+
+
+@dataclass(frozen=True)
 class SampleCommand:
     """Draws pictures from a trained model: grid.png, samples.npz and the command that made them."""
 
@@ -49,7 +58,7 @@ class SampleCommand:
     """beta or posterior, of ancestral."""
     eta: float | None = None
     """Of ddim: 0 is deterministic, 1 as noisy as ancestral."""
-    clip: bool = False
+    clip: bool | None = None
     """Keep the believed clean picture within the range of pixels at every step."""
     labels: tuple[str, ...] = ()
     """Names (or numbers) of classes, repeated over the pictures; several on one picture: "red cube,blue sphere".
@@ -104,7 +113,8 @@ def _closest(name: str, known: Sequence[str]) -> str:
 def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCommand:
     listing = "\n".join(f"  {name:22} {text}" for name, (text, _) in PRESETS.items())
     description = (f"Trains a diffusion model and draws samples from it. Usage: train.py [PRESET] [options]; "
-                   f"the defaults below are those of preset {preset}.\n\nPresets:\n{listing}")
+                   f"the defaults below are those of preset {preset}.\n\nPresets:\n{listing}\n\nDeep image priors: "
+                   "train.py dip --help, train.py staged --help")
     return tyro.cli(tyro.conf.AvoidSubcommands[TrainCommand], args=args, default=default,
                     prog=f"train.py {preset}", description=description)
 
@@ -124,9 +134,20 @@ def _dip(argv: list[str]) -> None:
         raise SystemExit(stopped.code) from None
 
 
+def _staged(argv: list[str]) -> None:
+    description = "System 002: fits plain convolutions to one picture in stages of falling noise."
+    command = tyro.cli(StagedCommand, args=argv, prog="train.py staged", description=description)
+    dip_config.check_staged(command.config)
+
+    from dipddpm_jax import staging
+
+    print(staging.restore_in_stages(command.config, command.workdir))
+
+
 def _train(argv: list[str]) -> None:
-    if argv[:1] == ["dip"]:
-        return _dip(argv[1:])
+    other = {"dip": _dip, "staged": _staged}.get(argv[0]) if argv else None
+    if other:
+        return other(argv[1:])
     named = bool(argv) and not argv[0].startswith("-")
     preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
     if preset not in PRESETS:
@@ -161,7 +182,7 @@ def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str,
 
 
 def _sampler(command: SampleCommand, default: SamplerConfig) -> SamplerConfig:
-    given = {"name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip or None,
+    given = {"name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
              "guidance": command.guidance, "num_steps": command.num_steps}
     for name in ("name", "variance"):
         configs.check_choice(SamplerConfig, name, given[name])

@@ -2,7 +2,6 @@
 
 Plain Python, so that the command line is parsed before JAX is imported.
 """
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +83,42 @@ class DipRun:
     """Also an animation of the first picture's fit, fit.gif."""
 
 
+@dataclass(frozen=True)
+class StagedConfig:
+    """System 002: a plain stack of convolutions, fitted in stages of falling noise."""
+
+    image: str | None = None
+    """A noisy picture, or the name of a photograph inside scikit-image."""
+    clean: Path | None = None
+    """The clean picture; without --image, noise is added to it."""
+    sigma: float | None = None
+    """Standard deviation of the picture's noise, of 255 (default: 25)."""
+    size: int | None = None
+    """Cut and resize the picture to a square of this side first."""
+    levels: tuple[float, ...] = (0.1, 0.05, 0.025)
+    """Standard deviation of the noise in the input of each stage, of 1."""
+    steps: tuple[int, ...] = (1000,)
+    """Most steps of each stage (one number: of all)."""
+    layers: Literal[3, 4, 5] = 3
+    learning_rate: float = 0.005
+    stop: Literal["wmv", "emv", "discrepancy", "never", "oracle"] = "discrepancy"
+    """When a stage ends. oracle is the original: trained towards, and stopped by, the clean picture."""
+    patience: int = 50
+    """Evaluations (every ten steps) without a gain after which a stage ends."""
+    seed: int = 0
+
+
+def check_staged(config: StagedConfig) -> None:
+    """Raises UserError for numbers that no staged fit can have."""
+    if not config.levels or not all(0 <= level <= 10 for level in config.levels):
+        raise UserError(f"--levels must be one or more numbers from 0 to 10; got {config.levels}")
+    if len(config.steps) not in (1, len(config.levels)) or not all(1 <= n <= 10**7 for n in config.steps):
+        raise UserError(f"--steps must be one number, or one for each of the {len(config.levels)} levels, from 1 up")
+    if not 1 <= config.patience <= 10**6 or not 0 <= config.seed < 2**31 or not 0 < config.learning_rate < 1e3:
+        raise UserError("--patience and --learning-rate must be above 0, --seed between 0 and 2^31 - 1")
+    check(DipConfig(sigma=config.sigma, size=config.size))
+
+
 def check(config: DipConfig, run: DipRun = DipRun()) -> None:
     """Raises UserError for numbers that no restoration can have, and for combinations that make no sense."""
     bounds = {"--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
@@ -115,8 +150,7 @@ def load(path: Path) -> DipConfig:
     """The configuration of a restoration. Raises UserError when the file is not one."""
     try:
         raw = json.loads(path.read_text())["dip"]
-        paths = {name: raw[name] and Path(raw[name]) for name in ("clean", "mask")}
-        return dataclasses.replace(from_json(DipConfig, raw), **paths)
+        return from_json(DipConfig, {**raw, **{name: raw[name] and Path(raw[name]) for name in ("clean", "mask")}})
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not the directory of a restoration: it has no {path.name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -124,7 +124,9 @@ def degraded(config: DipConfig, names: tuple[str, ...], clean: Pictures) -> Meas
     return Measured(names, measurements, clean, known, noise.astype(np.float32), size, True)
 
 
-def measured(config: DipConfig, names: tuple[str, ...], given: Pictures, clean: Pictures | None) -> Measured:
+def measured(
+    config: DipConfig, names: tuple[str, ...], given: Pictures, clean: Float[np.ndarray, "n H W c"] | None
+) -> Measured:
     """Measurements that were given; their noise is estimated where the configuration does not say."""
     if config.task == "inpaint" and config.mask is None:
         raise UserError("to inpaint a given picture, --mask FILE must say where it is known (white); "

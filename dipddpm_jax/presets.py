@@ -29,7 +29,8 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "system 001: MNIST, 20 epochs, Adam 1e-3",
         TrainConfig(
             network=SmallUNet(), target="eps", data="mnist", labels=False, steps=9360,
-            optimizer=OptimizerConfig(ema_decay=_NO_EMA), sampler=SamplerConfig("ancestral")),
+            # The original does not clip: it lets the background drift, and stretches each picture when it shows it.
+            optimizer=OptimizerConfig(ema_decay=_NO_EMA), sampler=SamplerConfig("ancestral", clip=True)),
     ),
     "residual-denoiser": (
         "system 003: CIFAR-10, 10 epochs, Adam 1e-3; denoises, cannot draw pictures from nothing",

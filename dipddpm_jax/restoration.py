@@ -4,6 +4,7 @@ Every fit (picture, seed, tile) is a row of one batch. The loop runs chunks on t
 bit for bit; what it writes is the output at the stop, and the running average of the outputs there.
 """
 import json
+import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,10 +169,15 @@ def write(job: Restoration, fits: Fits, states: DipState, rows: list[dict[str, A
     return _write_report(job, fits, rows, results, seconds)
 
 
+def peak_memory() -> int:
+    """Bytes: of the device where it tells, else of this process."""
+    return devices.peak_memory() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _write_report(job: Restoration, fits: Fits, rows: list[dict[str, Any]], results: list, seconds: float) -> dict:
     oracle = job.config.stop == "oracle"
     report = {"stop": "oracle: SAW THE CLEAN PICTURE, for study only" if oracle else job.config.stop,
-              "pictures": results, "seconds": round(seconds, 1), "peak_memory_bytes": devices.peak_memory()}
+              "pictures": results, "seconds": round(seconds, 1), "peak_memory_bytes": peak_memory()}
     (job.workdir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     first = [row for row in rows if row["fit"] == 0]
     curves = {"PSNR of output": [row.get("psnr") for row in first],
@@ -209,7 +215,8 @@ def restore(config: DipConfig, run: DipRun) -> str:
 def describe(report: dict[str, Any], given: Measured, workdir: Path) -> str:
     """What came out, a line a picture."""
     made = "made from the clean picture" if given.degraded else "as given"
-    lines = [f"stop rule: {report['stop']}; measurement {made}; {report['seconds']:.0f} s"]
+    lines = [f"stop rule: {report['stop']}; measurement {made}; {report['seconds']:.0f} s, "
+             f"{report['peak_memory_bytes'] / 2**30:.2f} GB"]
     for result in report["pictures"]:
         steps = [step for seed in result["step"] for step in seed]
         text = f"{result['picture']}: kept step {', '.join(map(str, steps[:6]))}, sigma {result['sigma']:.1f}"

@@ -140,18 +140,16 @@ def test_antialiased_resize(seed, side, wanted):
 
 
 def test_gradients_are_pytorchs():
-    """One network with every kind of layer: norm-wise, as the recordings are judged."""
-    x, t = pictures(5, 2, 32, 32, 3), jnp.array([3, 20])
-    theirs, ours = system004.ContextUnet(3, 8, 4, 8), ContextUnet(4, 40, 8, 3)
-    labels = jnp.eye(4)[:2]
-    variables = torch_weights.import_torch(
-        randomise(theirs), jax.eval_shape(lambda: ours.init(jax.random.key(0), jnp.asarray(x), t, labels)))
-    out = theirs(torch.from_numpy(x).movedim(-1, 1), torch.eye(4)[:2], torch.tensor([3 / 40, 20 / 40]))
+    """Norm-wise, as the recordings are judged; through pools, upsampling, crops and BatchNorm."""
+    x = pictures(5, 3, 17, 14, 2)
+    theirs = skip_net.skip_net(2, 1, (4,), (5,), (3,), skip_net.Style("ELU", downsample="max"))
+    ours = SkipNet(1, (4,), (5,), (3,), act="elu", downsample="max")
+    state = randomise(theirs)
+    variables = torch_weights.import_torch(state, jax.eval_shape(lambda: ours.init(jax.random.key(0), jnp.asarray(x))))
+    out = theirs(torch.from_numpy(x).movedim(-1, 1))
     out.square().mean().backward()
-
-
-    inputs = jnp.asarray(x), t, labels
-    _, _, _, gradient, _ = train_step(ours, 1e-3)(variables, *inputs, jnp.zeros(x.shape), {})
+    target = jnp.zeros(np.moveaxis(out.detach().numpy(), 1, -1).shape)
+    _, _, _, gradient, _ = train_step(ours, 1e-3)(variables, jnp.asarray(x), None, None, target, {})
     wanted = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
     largest = max(np.linalg.norm(g) for g in wanted.values())
     for name, value in torch_weights.export_torch({"params": gradient}).items():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity_networks import compiled
 from safetensors.numpy import save_file
 
 from dipddpm_jax import torch_weights
@@ -156,7 +157,7 @@ def test_a_public_checkpoint_knows_digits():
     schedule = schedules.linear(1000)
     t = jnp.asarray(np.linspace(50, 1000, len(x0)), jnp.int32)
     eps = jax.random.normal(jax.random.key(0), x0.shape)
-    error = jnp.mean((jax.jit(network.apply)(variables, process.add_noise(schedule, x0, t, eps), t) - eps) ** 2)
+    error = jnp.mean((compiled(network.apply)(variables, process.add_noise(schedule, x0, t, eps), t) - eps) ** 2)
     print(f"eps error of {CHECKPOINT.name} on {len(x0)} test digits: {error:.4f}")
     assert error < 0.05  # predicting 0 gives 1
 
@@ -171,13 +172,50 @@ def test_weights_trained_here_work_in_pytorch():
 
     rng = np.random.default_rng(0)
     code, target = (jnp.asarray(rng.uniform(size=(16, 16, 1)), jnp.float32) for _ in range(2))
-    network, problem = SkipNet(1, (4, 5), (3, 4), (2, 0)), DipProblem(code, target)
+    network, problem = SkipNet(1, (4,), (3,), (2,)), DipProblem(code, target)
     fit = Dip(network, optax.adam(0.01))
-    state, curves = jax.jit(lambda s: fit.advance(problem, s, 5))(fit.init(problem, jax.random.key(0)))
+    state, _ = compiled(lambda state: fit.advance(problem, state, 5))(fit.init(problem, jax.random.key(0)))
     variables = {"params": state.params, **state.statistics}
     theirs = skip_net.skip_net(1, 1, network.down, network.up, network.skip)
     exported = torch_weights.export_torch(variables)
     theirs.load_state_dict({name: torch.from_numpy(value) for name, value in exported.items()}, strict=True)
-    ours = network.apply(variables, code[None])[0, ..., 0]
+    ours = compiled(network.apply)(variables, code[None])[0, ..., 0]
     output = theirs.eval()(torch.from_numpy(np.array(code)).movedim(-1, 0)[None]).detach().numpy()[0, 0]
     np.testing.assert_allclose(ours, output, atol=1e-5)
+
+
+def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
+    from dipddpm_jax import runs, sampling
+
+    network = NETWORKS["stack"]
+    variables = random_variables(*network)
+    monkeypatch.setattr(runs, "load_run", lambda workdir, step: (sampling.Model(None, None, network[0], variables), 7))
+    torch_weights.main(["export", str(tmp_path), str(tmp_path / "a.safetensors")])
+    assert "6 entries of step 7" in capsys.readouterr().out
+    back = torch_weights.import_torch(torch_weights.read(tmp_path / "a.safetensors"), template(*network))
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
+
+
+@pytest.mark.parametrize("out, message", [("a.pt", "must end in .safetensors"), ("a.safetensors", "training run")])
+def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, capsys, out, message):
+    with pytest.raises(SystemExit) as caught:
+        torch_weights.main(["export", str(tmp_path), str(tmp_path / out)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_model_from_foreign_weights_with_and_without_labels(tmp_path):
+    """The preset says that there are labels; weights without a label embedding make a model without."""
+    from dipddpm_jax.config import AttentionUNet as Options
+    from dipddpm_jax.config import TrainConfig
+
+    config = TrainConfig(network=Options((8, 8, 8, 8), 16), data="mnist")
+    for classes in (10, None):
+        network = AttentionUNet(classes, (8, 8, 8, 8), 16)
+        state = torch_weights.export_torch(random_variables(network, (28, 28, 1)))
+        torch_weights.write(state, tmp_path / "a.safetensors")
+        model = torch_weights.load_model(tmp_path / "a.safetensors", config)
+        assert model.network == network and len(model.facts.label_names) == (classes or 0)
+    torch_weights.write({"a": np.ones(2, np.float32)}, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="b.safetensors: these weights do not fit"):
+        torch_weights.load_model(tmp_path / "b.safetensors", config)
