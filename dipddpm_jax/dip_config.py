@@ -137,6 +137,8 @@ def check(config: DipConfig, run: DipRun = DipRun()) -> None:
                         "nor --code meshgrid")
     if config.network == "decoder" and config.code != "noise":
         raise UserError("--network decoder needs --code noise")
+    if config.peak is not None and config.stop == "discrepancy":
+        raise UserError("--stop discrepancy compares squared errors with Gaussian noise; with --peak use another rule")
     if config.mask is not None and config.task != "inpaint":
         raise UserError("--mask is for --task inpaint")
 

@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dipddpm_jax import __version__, data, devices, plots, runs, sampling, torch_weights
@@ -56,15 +54,6 @@ def held_out(sampler: SamplerConfig, config: TrainConfig, data_dir: Path | None)
     return data.load(config.data, "test", data_dir, config.image_size).images
 
 
-def load_torch(path: Path, config: TrainConfig) -> sampling.Model:
-    """A preset's network with somebody's PyTorch weights. Raises UserError when they do not fit."""
-    shape, label_names = data.describe(config.data)
-    facts = Facts(shape, label_names if config.labels else (), config.data == "scenes")
-    network, shapes = runs.abstract_model(config, facts)
-    weights = torch_weights.import_torch(torch_weights.read(path), shapes)
-    return sampling.Model(config, facts, network, jax.tree.map(lambda w: w.astype(jnp.float32), weights))
-
-
 def draw_to_disk(
     command: Any, workdir: Path, config: TrainConfig, facts: Facts | None, sampler: SamplerConfig, out: Path,
     argv: list[str],
@@ -72,7 +61,7 @@ def draw_to_disk(
     """Writes grid.png, samples.npz, command.json, and with --gif chain.gif; returns what to tell the user."""
     devices.set_up()
     if command.torch_weights:
-        model, source = load_torch(command.torch_weights, config), str(command.torch_weights)
+        model, source = torch_weights.load_model(command.torch_weights, config), str(command.torch_weights)
     else:
         model, step = runs.load_run(workdir, command.step)
         source = f"step {step} of {workdir}"

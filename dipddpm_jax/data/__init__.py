@@ -41,18 +41,6 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def describe(name: str) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """(height, width, channels) and label names of a set by its name alone; UserError where only its files tell."""
-    digits = tuple("0123456789")
-    known = {"mnist5k": ((28, 28, 1), digits), "mnist": ((28, 28, 1), digits), "cifar10": ((32, 32, 3), ())}
-    if name in ("scenes", "iclevr"):
-        from dipddpm_jax.data.scenes import OBJECTS
-        return (64, 64, 3), OBJECTS
-    if name not in known:
-        raise UserError(f"the shape of {name}'s pictures is known only from its files")
-    return known[name]
-
-
 def load(
     name: str, split: Split = "train", data_dir: Path | None = None, image_size: int | None = None
 ) -> Dataset:
