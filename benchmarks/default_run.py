@@ -72,8 +72,8 @@ def main() -> None:
     lines = [f"`python train.py` took {seconds:.0f} s from a cold start, compilation included" if seconds
              else "A run made before", f": {steps} steps, held-out loss {loss:.4f}. "
              f"`python sample.py --count {COUNT}` took {sampling:.0f} s; a support vector machine that reads "
-             f"{100 * real:.1f} % of the real held-out digits correctly reads {100 * share:.1f} % of the samples as the "
-             f"digit that was asked for. ({machine()}, {date.today()}, seed {args.seed})"]
+             f"{100 * real:.1f} % of the real held-out digits correctly reads {100 * share:.1f} % of the samples as "
+             f"the digit that was asked for. ({machine()}, {date.today()}, seed {args.seed})"]
     text = "".join(lines)
     print(text)
     if seconds:

@@ -112,7 +112,7 @@ def make_denoiser(
     def apply(x: Images, t: Any, labels: Labels | None) -> Images:
         return network.apply(variables, x, t, labels)
 
-    if sampler.guidance:
+    if sampler.guidance and labels is not None:
         denoise = denoisers.guided(apply, schedule, labels, sampler.guidance, config.target)
     else:
         denoise = denoisers.from_network(apply, schedule, config.target, labels)

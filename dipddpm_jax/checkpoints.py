@@ -6,7 +6,7 @@ carries a checksum, because Orbax restores damaged bytes without complaint.
 import contextlib
 import io
 import logging
-import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
@@ -19,7 +19,8 @@ from jaxtyping import PyTree
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.training import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+for name in ("absl", "asyncio"):  # what Orbax logs as an error, with pages of traceback, it raises too
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def open_manager(directory: Path, read_only: bool = False) -> ocp.CheckpointManager:
@@ -78,6 +79,11 @@ def _numbered(tree: PyTree) -> dict[str, PyTree]:
 def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, PyTree], loss: float) -> None:
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     args["checksums"] = ocp.args.JsonSave({name: _checksum(tree) for name, tree in items.items()})
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
+    free = shutil.disk_usage(manager.directory).free
+    if 1.5 * size > free:  # files take more than their arrays, and an older checkpoint goes only after this one
+        raise UserError(f"no space left for a checkpoint in {manager.directory}: it takes {size / 1e6:.1f} MB and "
+                        f"{free / 1e6:.1f} MB are free; the last complete one is step {manager.latest_step()}")
     with _writing(manager):
         if step not in manager.all_steps():
             manager.save(step, args=ocp.args.Composite(**args), metrics={"loss": loss if np.isfinite(loss) else 1e30})
@@ -101,8 +107,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0][:200]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "No space left on device" if "No space left" in text else text[:200]
 
 
 def latest_step(directory: Path) -> int | None:
@@ -176,9 +182,3 @@ def _muted() -> Iterator[None]:
     """Keeps the hundreds of lines that a failing restore writes to stderr from the user."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def free_bytes(directory: Path) -> int:
-    """Space left on the disk that holds `directory`."""
-    stat = os.statvfs(directory)
-    return stat.f_bavail * stat.f_frsize

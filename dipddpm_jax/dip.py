@@ -126,6 +126,13 @@ def backtrack(count: Int[Array, ""], last: Scalar, psnr: Scalar, drop: float) ->
     return falls, look & ~falls
 
 
+def _weights(problem: DipProblem) -> tuple[Array, Array]:
+    """What is known, and what of that is held out; 1 and 0 where the problem does not say."""
+    one = jnp.ones((1,) * problem.measurement.ndim, problem.measurement.dtype)
+    known = one if problem.known is None else problem.known
+    return known, 0 * one if problem.held_out is None else problem.held_out
+
+
 def _weighted_mean(values: Array, weight: Array) -> Scalar:
     weight = jnp.broadcast_to(weight, values.shape)
     return jnp.sum(values * weight) / jnp.maximum(weight.sum(), 1)
@@ -198,7 +205,7 @@ class Dip:
     def step(self, problem: DipProblem, state: DipState, jitter: Codes) -> tuple[DipState, Curves]:
         """One update, with a given standard normal draw for the code."""
         learned = state.params, (state.code if self.code_rate else None)
-        gradient, (output, statistics, loss, held_out) = jax.grad(self._loss, has_aux=True)(
+        gradient, (output, statistics, loss) = jax.grad(self._loss, has_aux=True)(
             learned, problem, state, jitter)
         (change, code_change), opt_state = self.optimizer.update(gradient, state.opt_state, learned)
         params, accepted = self._fall(state, loss)
@@ -208,7 +215,7 @@ class Dip:
         decay = self.average_decay
         average = jnp.where(state.step == 0, output, decay * state.average + (1 - decay) * output)
         sigma = jnp.zeros_like(loss) if problem.sigma is None else problem.sigma
-        evidence = Evidence(output, average, loss, held_out, sigma)
+        evidence = Evidence(output, average, loss, self._held_out(problem, average), sigma)
         stop_state, verdict = self._rule(problem).update(state.stop_state, evidence)
         new = DipState(
             state.step + 1, optax.apply_updates(params, change), statistics, opt_state, code, average, accepted,
@@ -239,6 +246,13 @@ class Dip:
             return jax.vmap(one)(problems, states)
         return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
 
+    def _held_out(self, problem: DipProblem, average: Image) -> Scalar:
+        """Misfit of the average to what is kept back from the fit."""
+        known, held_out = _weights(problem)
+        if problem.held_out is None:
+            return jnp.zeros((), average.dtype)
+        return _weighted_mean(self.misfit(self.observe(average), problem.measurement), known * held_out)
+
     def _rule(self, problem: DipProblem) -> Stopper:
         return self.oracle(problem.reference) if self.oracle else self.stopper
 
@@ -253,10 +267,9 @@ class Dip:
         code = state.code if code is None else code
         output, statistics = self._generate(params, state.statistics, code[None] + self.code_jitter * jitter)
         errors = self.misfit(self.observe(output), problem.measurement)
-        known = jnp.ones((1,) * errors.ndim, errors.dtype) if problem.known is None else problem.known
-        held_out = jnp.zeros_like(known) if problem.held_out is None else problem.held_out
-        loss, kept_back = _weighted_mean(errors, known * (1 - held_out)), _weighted_mean(errors, known * held_out)
-        return loss + self.penalty(output, code), (output, statistics, loss, kept_back)
+        known, held_out = _weights(problem)
+        loss = _weighted_mean(errors, known * (1 - held_out))
+        return loss + self.penalty(output, code), (output, statistics, loss)
 
     def _fall(self, state: DipState, loss: Scalar) -> tuple[PyTree, Accepted | None]:
         """Ulyanov's backtracking; the gradient that was taken at the bad parameters is applied all the same."""

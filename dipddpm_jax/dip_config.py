@@ -53,9 +53,10 @@ class DipConfig:
     """Of the learning rate, to 0 at the last step."""
     fall_back: float = 5.0
     """Backtrack when the PSNR to the measurement falls by this many dB; 0 is never."""
-    stop: Literal["held-out", "wmv", "emv", "discrepancy", "patience", "never", "oracle"] = "wmv"
-    """When to stop: lowest error on pixels held out; lowest moving variance of the outputs (exponential: emv); misfit
-    down to the noise; plateau of the loss. oracle sees the clean picture: for study only."""
+    stop: Literal["held-out", "wmv", "emv", "discrepancy", "patience", "never", "oracle"] = "held-out"
+    """When to stop, and what is restored. held-out: the average of outputs with the lowest error on pixels that the fit
+    does not see. The others, one output: lowest moving variance (wmv; exponential: emv); misfit down to the noise;
+    plateau of the loss; the last. oracle sees the clean picture: for study only."""
     window: int = 100
     """Outputs in the window of wmv."""
     patience: int = 1000

@@ -70,7 +70,7 @@ def draw_to_disk(
 
         labels = read_label_file(command.label_file, model.facts.label_names)
     else:
-        labels = chosen_labels(command.labels, model.facts, command.count, sampler.guidance)
+        labels = chosen_labels(command.labels, model.facts, command.count, command.guidance or 0.0)
     count = command.count if command.label_file is None else len(labels)
     try:
         out.mkdir(parents=True, exist_ok=True)

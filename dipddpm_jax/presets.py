@@ -8,14 +8,18 @@ from dipddpm_jax.config import (
     ScheduleConfig,
     SmallUNet,
     TrainConfig,
+    UNet,
 )
 
 _NO_EMA = 0.0
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "unet": (
         "the recommended model, class-conditional digits (the main job)",
-        TrainConfig(schedule=ScheduleConfig("cosine"), optimizer=OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0)),
+        TrainConfig(
+            network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=1500,
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0,
+                                      ema_decay=0.995),
+            sampler=SamplerConfig(guidance=1.0)),
     ),
     "attention-unet": (
         "system 000's base: MNIST with labels, 100 epochs, Adam 2e-4 falling every 80 (--no-labels: the plain UNet)",

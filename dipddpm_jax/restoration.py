@@ -1,7 +1,8 @@
 """Restoring pictures by deep image priors: the host loop, and the files that it writes.
 
 Every fit (picture, seed, tile) is a row of one batch. The loop runs chunks on the device, saves, and may be resumed
-bit for bit; what it writes is the output at the stop, and the running average of the outputs there.
+bit for bit; what it writes is the output at the stop, and the running average of the outputs there: one is the
+restored picture, whichever the stop rule chose.
 """
 import json
 import resource
@@ -143,21 +144,24 @@ def enlarged(measurement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def write(job: Restoration, fits: Fits, states: DipState, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """All files of a run; returns what results.json holds."""
     given, size = job.given, job.given.size
-    restored = fits.whole(np.asarray(states.kept.output), size)
-    average = fits.whole(np.asarray(states.kept.average), size)
+    kept = {"output": states.kept.output, "average": states.kept.average}
+    chosen = ["average", "output"] if job.config.stop == "held-out" else ["output", "average"]  # what is restored first
+    restored, other = (fits.whole(np.asarray(kept[name]), size) for name in chosen)
     steps = np.asarray(states.kept.step).reshape(fits.pictures, fits.seeds, -1) + 1
     results = []
     for i, name in enumerate(given.names):
         prefix = "" if fits.pictures == 1 else f"{name}/"
         (job.workdir / prefix).mkdir(exist_ok=True)
-        parts = {"measurement": given.measurements[i], "restored": restored[i].mean(0), "average": average[i].mean(0)}
-        result: dict[str, Any] = {"picture": name, "step": steps[i].tolist(), "sigma": 255 * float(given.sigma[i])}
+        parts = {"measurement": given.measurements[i], "restored": restored[i].mean(0),
+                 chosen[1]: other[i].mean(0)}
+        result: dict[str, Any] = {"picture": name, "restored_is": chosen[0], "step": steps[i].tolist(),
+                                  "sigma": 255 * float(given.sigma[i])}
         if fits.seeds > 1:
             spread = restored[i].std(0).mean(-1, keepdims=True)
             result["uncertainty"] = {"mean": float(spread.mean()), "white": float(spread.max())}
             parts["uncertainty"] = np.repeat(spread / max(float(spread.max()), 1e-9), restored.shape[-1], -1)
         if given.clean is not None:
-            result |= {key: scores(given.clean[i], parts[key]) for key in ("restored", "average")}
+            result |= {key: scores(given.clean[i], parts[key]) for key in ("restored", chosen[1])}
             result["measurement"] = scores(given.clean[i], enlarged(parts["measurement"], size))
             parts["clean"] = given.clean[i]
         for key, part in parts.items():
@@ -220,7 +224,7 @@ def describe(report: dict[str, Any], given: Measured, workdir: Path) -> str:
     for result in report["pictures"]:
         steps = [step for seed in result["step"] for step in seed]
         text = f"{result['picture']}: kept step {', '.join(map(str, steps[:6]))}, sigma {result['sigma']:.1f}"
-        for key in ("measurement", "restored", "average"):
+        for key in ("measurement", "restored", "output", "average"):
             if key in result and isinstance(result[key], dict):
                 text += f"; {key} {result[key]['psnr']:.2f} dB, SSIM {result[key]['ssim']:.3f}"
         lines.append(text)

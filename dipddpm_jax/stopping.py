@@ -23,7 +23,7 @@ class Evidence(NamedTuple):
     output: Image
     average: Image  # exponential average of the outputs
     loss: Scalar  # mean squared misfit to the part of the measurement that is fitted
-    held_out: Scalar  # the same for the part that is kept back (0 when there is none)
+    held_out: Scalar  # the average's misfit to the part that is kept back (0 when there is none)
     sigma: Scalar  # standard deviation of the measurement's noise, known or estimated (0 when not given)
 
 
@@ -86,8 +86,8 @@ def patience(num_steps: int = 100, decay: float = 0.9) -> Stopper:
     return _smoothed(lambda evidence: evidence.loss, num_steps, decay)
 
 
-def held_out(patience: int = 500, decay: float = 0.98) -> Stopper:
-    """Lowest smoothed error on the held-out pixels: their noise is independent of the fit, so that its expectation is
+def held_out(patience: int = 500, decay: float = 0.9) -> Stopper:
+    """Lowest error of the AVERAGE on held-out pixels: their noise is independent of the fit, so that its expectation is
     the error to the clean image there plus sigma^2 (cross-validation; Batson and Royer 2019, proposition 1)."""
     return _smoothed(lambda evidence: evidence.held_out, patience, decay)
 

@@ -7,9 +7,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "schedules", "process", "denoisers", "samplers", "metrics", "degrade", "stopping",
         "convolution", "networks", "dip", "training", "hybrids"]
-SIDE_EFFECTS = ["data", "config", "presets", "dip_config", "checkpoints", "plots", "devices", "builders", "sampling", "workdirs",
-                "runs", "torch_weights", "drawing", "measuring", "fits", "restoration", "staging", "cli", "tables",
-                "experiments"]
+SIDE_EFFECTS = ["data", "config", "presets", "dip_config", "checkpoints", "plots", "devices", "builders", "sampling",
+                "workdirs", "runs", "torch_weights", "drawing", "measuring", "fits", "restoration", "staging", "cli"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math", "numpy", "optax",
            "types", "typing", "zlib"}

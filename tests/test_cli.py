@@ -258,7 +258,8 @@ def test_sampling(run, tmp_path):
 
 
 @pytest.mark.parametrize("args", [["--sampler", "ancestral", "--variance", "posterior"],
-                                  ["--sampler", "ddim", "--eta", "1"], ["--sampler", "heun", "--num-steps", "3"], ["--guidance", "1.5", "--clip", "True"]])
+                                  ["--sampler", "ddim", "--eta", "1"], ["--sampler", "heun", "--num-steps", "3"],
+                                  ["--guidance", "1.5", "--clip", "True"]])
 def test_every_sampler_runs(run, tmp_path, args):
     cli.sample_main([str(run), "--count", "2", "--out", str(tmp_path), *args])
     assert np.load(tmp_path / "samples.npz")["images"].shape == (2, 8, 8, 1)

@@ -142,7 +142,7 @@ def test_missing_and_held_out_pixels_do_not_steer_the_fit():
     other, other_curves = compiled(SMALL)(spoilt, start, 10)
     np.testing.assert_array_equal(one.average, other.average)
     assert np.all(other_curves["held_out"] > 30) and np.all(curves["held_out"] < 1)
-    errors = np.square(np.asarray(one.kept.output - problem.measurement))[np.asarray((known * held_out)[..., 0], bool)]
+    errors = np.square(np.asarray(one.kept.average - problem.measurement))[np.asarray((known * held_out)[..., 0], bool)]
     np.testing.assert_allclose(curves["held_out"][-1], errors.mean(), rtol=1e-4)
 
 

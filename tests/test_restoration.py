@@ -39,7 +39,7 @@ def scores_of(workdir):
 def test_a_clean_picture_is_degraded_restored_and_scored(clean, tmp_path, capsys):
     run("--clean", clean, "--sigma", 25, "--seeds", 2, "--gif", "--workdir", tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written >= {"restored.png", "average.png", "measurement.png", "comparison.png", "uncertainty.png",
+    assert written >= {"restored.png", "output.png", "measurement.png", "comparison.png", "uncertainty.png",
                        "clean.png", "curves.jsonl", "curves.png", "fit.gif", "results.json", "config.json"}
     rows = [json.loads(line) for line in (tmp_path / "out" / "curves.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["fit"] == 1] == list(range(1, 1 + sum(row["fit"] for row in rows)))
@@ -47,6 +47,7 @@ def test_a_clean_picture_is_degraded_restored_and_scored(clean, tmp_path, capsys
     restored = np.asarray(Image.open(tmp_path / "out" / "restored.png")) / 255.0
     error = np.mean((restored - a_picture() / 255.0) ** 2)
     assert abs(-10 * np.log10(error) - result["restored"]["psnr"]) < 0.05  # the file is rounded to bytes
+    assert result["restored_is"] == "average"  # of the default rule
     assert 15 < result["measurement"]["psnr"] < 25 and len(result["step"]) == 2
     assert "sigma 25.0" in capsys.readouterr().out
 
@@ -81,7 +82,7 @@ def test_a_folder_is_one_batch_and_each_picture_keeps_its_result(tmp_path):
     run("--clean", tmp_path / "p0.png", "--workdir", tmp_path / "one")
     both, one = scores_of(tmp_path / "both"), scores_of(tmp_path / "one")
     assert [result["picture"] for result in both] == ["p0", "p1"]
-    assert abs(both[0]["average"]["psnr"] - one[0]["average"]["psnr"]) < 0.01
+    assert abs(both[0]["restored"]["psnr"] - one[0]["restored"]["psnr"]) < 0.01
     assert (tmp_path / "both" / "p1" / "restored.png").exists()
 
 
