@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import tyro
 
-from dipddpm_jax import degrade, devices, dip, measuring, restoration, stopping
+from dipddpm_jax import degrade, devices, dip, fits, measuring, restoration, stopping
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
 from dipddpm_jax.networks import SkipNet
@@ -40,7 +40,6 @@ class Setting:
     learning_rate: float = 0.01
     window: int = 100
     patience: int = 300
-    held_out: float = 0.05
     pictures: int = 12
     sigmas: tuple[int, ...] = (15, 25, 50)
     seeds: int = 3
@@ -80,7 +79,7 @@ def problem(c: Setting, clean: np.ndarray, sigma: int, seed: int) -> dip.DipProb
     noisy = degrade.add_gaussian(noise, jnp.asarray(clean), sigma / 255)
     return dip.DipProblem(
         dip.noise_code(code, c.side, c.side), noisy, jnp.asarray(clean),
-        held_out=degrade.random_mask(held, c.side, c.side, c.held_out),
+        held_out=degrade.random_mask(held, c.side, c.side, fits.held_out_share(c.side**2)),
         sigma=jnp.float32(degrade.estimate_sigma(np.asarray(noisy))))
 
 
@@ -153,11 +152,18 @@ def render(c: Setting, lines: list[dict]) -> str:
         f"({len(lines)} fits): hourglass with {c.levels} levels of {c.width} channels and 4 skip channels, code of 32 "
         f"channels, jitter 1/30, Adam {c.learning_rate:g}, {c.num_steps} steps, backtracking at 5 dB; windows of "
         f"{c.window} outputs, patience {c.patience}. Every fit holds out "
-        f"{100 * c.held_out:g} % of the pixels for the rule of that name. PSNR in dB.", "",
+        f"{100 * fits.held_out_share(c.side**2):g} % of the pixels for the rule of that name. PSNR in dB.", "",
         "`gap`: best PSNR over all steps of the same fit (the oracle, which sees the clean picture) less the PSNR of "
         "what the rule kept; median and 90th percentile. `average`: exponential average (0.99) of the outputs at that "
         "step; `two runs`: mean of the averages of two seeds. `held-out` chooses an average and returns it; the other "
         "rules choose an output.", ""]
+    text += ["## What each rule returns, all noise levels", "", "| rule | returns | PSNR | gap | gap p90 |",
+             "|---|---|---|---|---|"]
+    for rule in rules(c):
+        what = "average" if rule == "held-out" else "output"
+        gap, mean = gaps(lines, rule, what), np.mean([line["rules"][rule][what]["psnr"] for line in lines])
+        text.append(f"| {rule} | {what} | {mean:.2f} | {np.median(gap):.2f} | {np.percentile(gap, 90):.2f} |")
+    text.append("")
     for sigma in [*sigmas, None]:
         chosen = [line for line in lines if sigma in (None, line["sigma"])]
         noisy = np.mean([line["noisy"]["psnr"] for line in chosen])

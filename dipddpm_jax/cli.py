@@ -164,7 +164,8 @@ def _train(argv: list[str]) -> None:
     except workdirs.Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.code) from None
-    print(f"Samples: {picture}\nNext: python sample.py {workdir}")
+    if command.run.process_id in (None, 0):
+        print(f"Samples: {picture}\nNext: python sample.py {workdir}")
 
 
 def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str, TrainCommand]:

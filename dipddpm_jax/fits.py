@@ -14,7 +14,6 @@ from dipddpm_jax.dip_config import DipConfig
 from dipddpm_jax.measuring import Measured
 
 OVERLAP = 64  # pixels that tiles share
-HELD_OUT = 0.05  # share of the measurement that the rule "held-out" keeps back
 
 
 class Fits(NamedTuple):
@@ -94,6 +93,11 @@ def make_code(config: DipConfig, key: Any, measurement: np.ndarray, size: tuple[
     return np.asarray(dip.noise_code(key, *size))
 
 
+def held_out_share(pixels: int) -> float:
+    """Share of a measurement that the rule "held-out" keeps back: about 1000 pixels, but 5 to 10 %."""
+    return float(np.clip(1000 / pixels, 0.05, 0.1))
+
+
 def make_fits(config: DipConfig, given: Measured) -> Fits:
     """One problem for every picture, seed and tile, stacked."""
     scale = given.size[0] // given.measurements.shape[1]
@@ -107,7 +111,7 @@ def make_fits(config: DipConfig, given: Measured) -> Fits:
                 code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
                 held = None
                 if config.stop == "held-out":
-                    held = np.asarray(degrade.random_mask(held_key, *y.shape[:2], HELD_OUT))
+                    held = np.asarray(degrade.random_mask(held_key, *y.shape[:2], held_out_share(y[..., 0].size)))
                 rows.append(DipProblem(
                     make_code(config, code_key, y, (height, width)), y,
                     None if given.clean is None else given.clean[i, top : top + height, left : left + width],

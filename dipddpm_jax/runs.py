@@ -182,9 +182,9 @@ class Trainer:
         model = sampling.Model(self.config, self.data.facts, self.network, weights)
         columns = min(len(self.data.facts.label_names), 10) or 8
         labels = sampling.cycled_labels(self.data, 8 * columns)
-        images = sampling.draw(model, self.config.sampler, 8 * columns, 0, labels, start=self.data.held_images).images
+        drawn = sampling.draw(model, self.config.sampler, 8 * columns, 0, labels, pictures=self.data.held_images)
         path.parent.mkdir(exist_ok=True)
-        plots.save_grid(images, path, columns)
+        plots.save_grid(drawn.images, path, columns)
 
     def finish(self) -> Path:
         """The last pictures: samples and the loss curve."""

@@ -76,11 +76,11 @@ def _passes(weights, keys, start, times, config, network, num_frames):
 
 def draw(
     model: Model, sampler: SamplerConfig, count: int, seed: int, labels: np.ndarray | None = None,
-    num_frames: int = 0, batch_size: int = 64, start: UInt8[np.ndarray, "n h w c"] | None = None,
+    num_frames: int = 0, batch_size: int = 64, pictures: UInt8[np.ndarray, "n h w c"] | None = None,
 ) -> Drawn:
     """`count` pictures; picture i depends on (seed, i, its label) alone, not on the batch it is drawn in.
 
-    `start` are the pictures that random_passes denoises. Raises UserError when a model and a sampler do not fit.
+    `pictures` are those that random_passes denoises. Raises UserError when a model and a sampler do not fit.
     """
     passes = sampler.name == "random_passes"
     if passes != (model.config.target == "autoencode"):
@@ -89,7 +89,7 @@ def draw(
     if passes:
         times = jax.random.randint(jax.random.key(seed), (sampler.num_steps or 10,), 1,
                                    model.config.schedule.num_steps + 1)
-        start = np.resize(start, (count, *start.shape[1:]))
+        pictures = np.resize(pictures, (count, *pictures.shape[1:]))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
     batch = min(batch_size, count)
     images, frames, seconds = [], [], 0.0
@@ -97,7 +97,8 @@ def draw(
         rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up: one program
         began = time.perf_counter()
         if passes:
-            out, path = _passes(model.weights, keys[rows], start[rows], times, model.config, model.network, num_frames)
+            out, path = _passes(model.weights, keys[rows], pictures[rows], times, model.config, model.network,
+                                 num_frames)
         else:
             out, path = _chain(model.weights, keys[rows], None if labels is None else jnp.asarray(labels)[rows],
                                model.config, model.facts, model.network, sampler, num_frames)

@@ -60,8 +60,8 @@ def _nothing_yet(dtype=jnp.float32) -> Lowest:
 
 
 def _watch(lowest: Lowest, score: Scalar, patience: int) -> tuple[Lowest, Verdict]:
-    keep = score < lowest.score
-    waited = jnp.where(jnp.isinf(lowest.score) | keep, 0, lowest.waited + 1)
+    keep = (score < lowest.score) | jnp.isinf(lowest.score)  # until there is a score, the latest output is kept
+    waited = jnp.where(keep, 0, lowest.waited + 1)
     return Lowest(jnp.where(keep, score, lowest.score), waited), Verdict(keep, waited >= patience, score)
 
 

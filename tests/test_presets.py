@@ -1,10 +1,16 @@
 """Every preset trains and samples from the command line, on real or rendered pictures, at small width."""
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dipddpm_jax import cli
+from dipddpm_jax import cli, runs, torch_weights
 from dipddpm_jax.data import scenes
 from dipddpm_jax.presets import PRESETS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
 
 SMALL = {
     "unet": ["--network.width", "8"],
@@ -28,6 +34,29 @@ def test_preset(preset, tmp_path, monkeypatch):
     images = np.load(tmp_path / "out" / "samples.npz")["images"]
     assert images.shape[0] == 3 and images.std() > 0
     assert (tmp_path / "out" / "chain.gif").exists()
+
+
+def test_a_trained_network_runs_in_pytorch(tmp_path):
+    """Trains here, exports by the command, loads strictly into the PyTorch reference: same output."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from safetensors.torch import load_file
+
+    from benchmarks.torch_reference import system003
+
+    run, file = tmp_path / "run", tmp_path / "weights.safetensors"
+    cli.train_main(["residual-denoiser", "--data", "photo_crops", "--network.num-blocks", "3", "--batch-size", "8",
+                    "--schedule.num-steps", "10", "--steps", "20", "--workdir", str(run)])
+    torch_weights.main(["export", str(run), str(file)])
+    network = system003.DDPM(system003.sigma_table("linear", 10), num_blocks=3)
+    network.load_state_dict(load_file(file), strict=True)
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 8, 8, 3)).astype(np.float32), rng.normal(size=(3, 2, 8, 8, 3)).astype(np.float32)
+    with torch.no_grad():
+        first, draws = (torch.tensor(np.moveaxis(a, -1, -3)) for a in (x, noise))
+        theirs = network(first, 7, lambda block: draws[block])
+    model, _ = runs.load_run(run)
+    ours = model.network.apply(model.weights, jnp.asarray(x), jnp.array([8, 8]), noise=jnp.asarray(noise))
+    np.testing.assert_allclose(np.asarray(ours).transpose(0, 3, 1, 2), theirs.numpy(), atol=1e-5)
 
 
 def test_several_labels_a_picture(tmp_path, monkeypatch):

@@ -63,6 +63,11 @@ def test_moving_variance_does_not_drift():
     np.testing.assert_allclose(verdict.score[39:], variances(outputs, 40)[0], rtol=1e-5)
 
 
+def test_what_ends_before_its_window_is_full_keeps_the_last_output():
+    outputs, measurement = like_a_fit(5, (8, 8, 1))
+    assert follow(stopping.windowed_variance(20, 50), outputs, anchor=measurement)[1].keep.all()
+
+
 def test_moving_variance_stops_after_its_patience_and_keeps_its_minimum():
     outputs, measurement = like_a_fit(300, (8, 8, 1))
     definition = variances(outputs, 20)

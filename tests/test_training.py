@@ -135,6 +135,18 @@ def test_eight_devices_give_what_one_gives(run, shard):
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
 
 
+def test_bfloat16_computes_with_float32_parameters():
+    loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("bfloat16"))
+    chunk = training.make_chunk(training.make_train_step(loss, 50, OPTIMIZER), 16, 2, training.Pixels().encode)
+    state, metrics = chunk(start(), jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.int32(2))
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(state.params))
+    full, x = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32")), jnp.ones((2, 8, 8, 1))
+    params = jax.tree.map(lambda p: p + 0.05, start().params)
+    args = params, {}, x, jnp.array([1, 2]), jnp.array([10, 40]), 0.5 * x, jax.random.key(0), False
+    a, b = full(*args)[0], loss(*args)[0]
+    assert float(a) == pytest.approx(float(b), rel=0.05) and float(a) != float(b)
+
+
 def test_nothing_is_copied_to_the_host_within_a_chunk(run):
     images, labels, count = jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.int32(4)
     chunk, state = make(), start()
