@@ -48,7 +48,8 @@ class DipConfig:
     """Standard deviation of the noise that is added to the code at every step."""
     num_steps: int = 3000
     """Most steps of a fit."""
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
+    """Of Adam; default: 0.01, aseqdip 0.001 (its loop through the code shakes at more)."""
     decay: Literal["constant", "cosine"] = "constant"
     """Of the learning rate, to 0 at the last step."""
     fall_back: float = 5.0

@@ -65,7 +65,7 @@ def make_rule(config: DipConfig) -> stopping.Stopper:
 
 def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
     """The fit that a configuration describes, for pictures (or tiles) of this size."""
-    rate = config.learning_rate
+    rate = config.learning_rate or (0.001 if config.variant == "aseqdip" else 0.01)
     schedule = rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps)
     weight = config.weight
     variant: dict[str, Any] = {

@@ -16,7 +16,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "unet": (
         "the recommended model, class-conditional digits (the main job)",
         TrainConfig(
-            network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=1500,
+            network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=1250,
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0,
                                       ema_decay=0.995),
             sampler=SamplerConfig(guidance=1.0)),

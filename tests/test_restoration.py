@@ -209,3 +209,23 @@ def test_a_configuration_survives_its_file(tmp_path, clean):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not the configuration"):
         dip_config.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("changes", [
+    {"network": "skip"}, {"network": "skip-001", "stop": "emv"}, {"network": "decoder", "stop": "discrepancy"},
+    {"variant": "tv", "code": "meshgrid"}, {"variant": "self-guided", "task": "superres"}, {"variant": "aseqdip"},
+    {"peak": 40.0, "decay": "cosine"}, {"stop": "oracle", "code": "image"}, {"task": "inpaint", "stop": "patience"},
+    {"task": "deblur", "stop": "wmv"}], ids=str)
+def test_every_configuration_makes_a_fit(tmp_path, changes):
+    Image.fromarray(a_picture(64, 72)).save(tmp_path / "clean.png")
+    config = DipConfig(clean=tmp_path / "clean.png", **{"network": "skip-001", **changes})
+    dip_config.check(config)
+    given = measuring.load(config)
+    batch = fits.make_fits(config, given)
+    fit, problem, key = fits.make_fit(config, 3, given.size), fits.take(batch.problems, 0), jax.random.key(0)
+
+    def two_steps(variables):
+        return fit.advance(problem, fit.start(problem, variables, key), 2)
+
+    state, curves = jax.eval_shape(two_steps, jax.eval_shape(lambda: fit.network.init(key, problem.code[None])))
+    assert state.kept.output.shape == (*given.size, 3) and curves["psnr"].shape == (2,)
