@@ -142,7 +142,7 @@ def push(state: Window, picture: Float[Array, "n"]) -> Window:
 
 
 def windowed_variance(window: int = 100, patience: int = 1000, pixels: int = 2**18) -> Stopper:
-    """ES-WMV (Wang et al. 2023, algorithm 1 and eq. 3): lowest moving variance of the outputs.
+    """ES-WMV (Wang et al. 2023, "Early stopping for deep image prior"): lowest moving variance of the outputs.
 
     Exact for pictures of up to `pixels` values; of larger ones a fixed random subset of that size is watched.
     """
@@ -166,7 +166,7 @@ def windowed_variance(window: int = 100, patience: int = 1000, pixels: int = 2**
 
 
 def exponential_variance(decay: float = 0.9, patience: int = 1000) -> Stopper:
-    """ES-EMV (Wang et al. 2023, eq. 4): the same with an exponential window, which needs no ring."""
+    """ES-EMV (Wang et al. 2023): the same with an exponential window, which needs no ring."""
     def init(anchor):
         return anchor, jnp.zeros((), anchor.dtype), jnp.int32(0), _nothing_yet(anchor.dtype)
 
