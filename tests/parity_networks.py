@@ -178,7 +178,7 @@ def check_summaries(g: Golden, gradients: dict[str, np.ndarray], statistics: dic
     g.equal("names of gradients", sorted(recorded), sorted(single))
     for name, theirs in recorded.items():
         if theirs[0] > 1e-5 * largest:
-            error = np.abs(summary(gradients[name]) - theirs).max() / theirs[0]
+            error = np.abs(summary(gradients[name])[: len(theirs)] - theirs).max() / theirs[0]
             g.judge("gradients in float64, summaries", error, tolerance, name)
         else:
             g.judge("gradients that vanish beside the largest", np.linalg.norm(gradients[name]) / largest, 2e-5, name)

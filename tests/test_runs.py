@@ -34,7 +34,7 @@ def finish(args, code=0, **options):
 
 
 def final_arrays(workdir):
-    """Every array of the newest checkpoint, by name, read without a template."""
+    """Every array of the newest checkpoint, by name, read without a template and whatever devices it was saved on."""
     import orbax.checkpoint as ocp
 
     from dipddpm_jax import checkpoints
@@ -42,11 +42,13 @@ def final_arrays(workdir):
     step = checkpoints.latest_step(workdir / "checkpoints")
     found = {}
     for item in ("train", "weights"):
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore((workdir / "checkpoints" / str(step) / item).resolve())
+        folder = (workdir / "checkpoints" / str(step) / item).resolve()
+        with ocp.PyTreeCheckpointer() as reader:
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                                    dict(reader.metadata(folder).item_metadata.tree))
+            tree = reader.restore(folder, restore_args=as_numpy)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            found[item + jax.tree_util.keystr(path)] = np.asarray(jax.random.key_data(leaf) if key else leaf)
+            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return step, found
 
 
