@@ -65,7 +65,8 @@ def save_curves(
     axes = figure.subplots()
     for name, values in curves.items():
         known = [(a, b) for a, b in zip(x, values) if b is not None]
-        axes.plot(*zip(*known), label=name) if known else None
+        if known:  # points too while they are few: one alone would not show as a line
+            axes.plot(*zip(*known), label=name, marker="." if len(known) < 50 else None)
     if mark is not None:
         axes.axvline(mark, color="black", linestyle=":", linewidth=1)
     axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
