@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -105,6 +106,7 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
     """Completes the lines of a table, picture by picture, for at most so many minutes."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(line["picture"], line["sigma"]) for line in lines if line["recipe"] == c.recipe}
+    where = f"{devices.machine()}, {date.today()}"
     widths = (c.width,) * c.levels
     fit = dip.Dip(SkipNet(1, widths, widths, (4,) * c.levels), optax.adam(c.learning_rate),
                   stopper=stopping.race(rules(c)), fall_back=5.0)
@@ -122,7 +124,7 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
             seconds = (time.monotonic() - started) / c.seeds
             rows = [jax.tree.map(lambda leaf, i=i: leaf[i], (ends, curves)) for i in range(c.seeds)]
             new = [{"picture": picture, "sigma": sigma, "seed": seed, **summary(clean, given[seed], *row),
-                    "seconds": round(seconds, 2), "recipe": c.recipe} for seed, row in enumerate(rows)]
+                    "seconds": round(seconds, 2), "where": where, "recipe": c.recipe} for seed, row in enumerate(rows)]
             for name in rules(c):
                 kept = [np.asarray(row[0].stop_state[1][name].average) for row in rows]
                 pairs = [restoration.scores(clean, (kept[a] + kept[b]) / 2)["psnr"]
@@ -179,8 +181,8 @@ def render(c: Setting, lines: list[dict]) -> str:
                  f"| last step | {c.num_steps} | | {end:.2f} | {best - end:.2f} (mean) | | {end_average:.2f} | "
                  f"{best_average - end_average:.2f} (mean) | |", ""]
     seconds = np.median([line["seconds"] for line in lines])
-    text += [f"A fit of {c.num_steps} steps with all rules watching took {seconds:.1f} s (median) on the machine that "
-             "made the lines.", ""]
+    text += [f"A fit of {c.num_steps} steps with all rules watching took {seconds:.1f} s (median). Made on "
+             f"{'; '.join(sorted({line['where'] for line in lines}))}.", ""]
     return "\n".join(text)
 
 

@@ -7,7 +7,7 @@ restored picture, whichever the stop rule chose.
 import json
 import resource
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, devices, dip_config, measuring, plots, workdirs
+from dipddpm_jax.data.pictures import read_picture
 from dipddpm_jax.dip import Dip, DipProblem, DipState
 from dipddpm_jax.dip_config import DipConfig, DipRun
 from dipddpm_jax.errors import UserError
@@ -67,7 +68,6 @@ class Restoration:
     run: DipRun
     given: Measured
     workdir: Path
-    frames: list[np.ndarray] = field(default_factory=list)
 
     def fit(self) -> tuple[Fits, DipState, list[dict[str, Any]]]:
         """To the last step or until all have stopped. Raises Stopped on a signal or when a loss is not finite."""
@@ -120,7 +120,9 @@ class Restoration:
         every = max(1, self.config.num_steps // self.run.chunk // 60)
         if self.run.gif and step // self.run.chunk % every == 0:
             tiles = np.asarray(batch.states().average[: len(fits.boxes)])
-            self.frames.append(to_bytes(measuring.join_tiles(tiles, fits.boxes, self.given.size))[None])
+            whole = to_bytes(measuring.join_tiles(tiles, fits.boxes, self.given.size))
+            (self.workdir / "frames").mkdir(exist_ok=True)
+            plots.picture(whole).save(self.workdir / "frames" / f"{step:07d}.png")  # a resumed run finds the first ones
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
@@ -191,8 +193,9 @@ def _write_report(job: Restoration, fits: Fits, rows: list[dict[str, Any]], resu
         curves = {"misfit": [row["loss"] for row in first], job.config.stop: [row["score"] for row in first]}
     plots.save_curves([row["step"] for row in first], curves, job.workdir / "curves.png", log=not known,
                       y_label="dB" if known else "", mark=results[0]["step"][0][0])
-    if job.frames:
-        plots.save_gif(np.stack(job.frames), job.workdir / "fit.gif")
+    if files := sorted((job.workdir / "frames").glob("*.png")) if job.run.gif else []:
+        frames = np.stack([read_picture(file) for file in files])
+        plots.save_gif(frames[:, None], job.workdir / "fit.gif")
     return report
 
 

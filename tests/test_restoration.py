@@ -60,7 +60,8 @@ def test_a_noisy_picture_is_restored_without_a_clean_one(clean, tmp_path):
 
 def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path):
     config = DipConfig(clean=clean, network="conv", num_steps=20, window=4)
-    whole, parts = (restoration.Restoration(config, DipRun(chunk=5, save_every=10), measuring.load(config), folder)
+    run = DipRun(chunk=5, save_every=10, gif=True)
+    whole, parts = (restoration.Restoration(config, run, measuring.load(config), folder)
                     for folder in (tmp_path / "whole", tmp_path / "parts"))
     for job in (whole, parts):
         job.workdir.mkdir()
@@ -70,6 +71,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path):
     _, resumed, again = parts.fit()
     jax.tree.map(np.testing.assert_array_equal, resumed._replace(key=None), expected._replace(key=None))
     assert again == rows
+    pictures = [{file.name: file.read_bytes() for file in (job.workdir / "frames").iterdir()} for job in (whole, parts)]
+    assert len(pictures[0]) == 4 and pictures[0] == pictures[1]  # of the animation
 
 
 def test_a_folder_is_one_batch_and_each_picture_keeps_its_result(tmp_path):
