@@ -1,9 +1,16 @@
-"""How near two pictures are: PSNR and SSIM as scikit-image has them, compiled and batched."""
+"""How near two pictures are (PSNR, SSIM), how near two sets of pictures are, and whether labels are met.
+
+PSNR and SSIM are compiled and batched. Distances of sets take features of pictures, one row each, on the host in
+float64: differences of nearly equal numbers are what they are made of.
+"""
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from dipddpm_jax.types import Images
+from dipddpm_jax.types import Images, UserError
+
+BLOCK = 1000  # rows of a kernel matrix held at once
 
 
 @jax.jit
@@ -36,3 +43,52 @@ def ssim(a: Images, b: Images, data_range: Float[Array, ""] | float = 1.0) -> Fl
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return jnp.mean(similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)), (1, 2, 3))
+
+
+def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+    """Squared Frechet distance of the Gaussians with the sets' means and unbiased covariances (Heusel et al. 2017,
+    eq. 6). Its expectation falls with n: compare at equal n only. Raises ValueError below two rows."""
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a covariance needs at least two rows; got {len(a)} and {len(b)}")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return gaussian_distance(a.mean(0), np.cov(a.T, ddof=1).reshape(a.shape[1], -1),
+                             b.mean(0), np.cov(b.T, ddof=1).reshape(b.shape[1], -1))
+
+
+def gaussian_distance(
+    mean_a: Float[np.ndarray, "d"], cov_a: Float[np.ndarray, "d d"],
+    mean_b: Float[np.ndarray, "d"], cov_b: Float[np.ndarray, "d d"],
+) -> float:
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (AB)^(1/2)) (Dowson and Landau 1982, eq. 4); singular covariances too."""
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()  # AB has the eigenvalues of root B root
+    return max(float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross), 0.0)
+
+
+def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3, which is the KID (Binkowski et al.
+    2018, section 4; Gretton et al. 2012, eq. 3). Near 0 it may be negative. Raises ValueError below two rows."""
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"an unbiased estimate needs at least two rows; got {len(a)} and {len(b)}")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+
+    def total(x, y):
+        return sum(float(((x[i : i + BLOCK] @ y.T / x.shape[1] + 1) ** 3).sum()) for i in range(0, len(x), BLOCK))
+
+    def within(x):  # pairs of different rows
+        return (total(x, x) - (((x**2).sum(1) / x.shape[1] + 1) ** 3).sum()) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b)))
+
+
+def label_accuracy(scores: Float[np.ndarray, "n k"], wanted: Float[np.ndarray, "n k"]) -> float:
+    """The score of the iCLEVR course: of the labels asked for (ones in `wanted`), the share found among as many
+    highest scores of their picture. Of equal scores the lower index comes first. UserError for rows without labels."""
+    counts = wanted.sum(1).astype(int)
+    if not np.isin(wanted, (0, 1)).all() or not len(wanted) or counts.min() < 1:
+        raise UserError("label accuracy needs pictures, and at least one label (a 1 among zeros) for each of them")
+    if not np.isfinite(scores).all():
+        raise UserError("label accuracy needs finite scores")
+    rank = np.argsort(np.argsort(-scores, 1, kind="stable"), 1)
+    return float(((rank < counts[:, None]) * wanted).sum() / counts.sum())

@@ -3,6 +3,7 @@
 Names are those of torchvision's resnet18 with the course's head, Sequential(Linear, Sigmoid), so that its
 checkpoint.pth imports; the sigmoid itself is left to the loss or the score, which need logits or their order.
 """
+from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +33,14 @@ class BasicBlock(nn.Module):
         return nn.relu(y + shortcut)
 
 
+def halved(x: Features) -> Features:
+    """MaxPool2d(3, stride=2, padding=1). Of slices: on a CPU the gradient of nn.max_pool takes eight times as long."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    h, w = x.shape[1:3]
+    values = [padded[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
+    return reduce(lambda a, b: jnp.where(a >= b, a, b), values)  # of equal ones the first, as in PyTorch
+
+
 class ResNet18(nn.Module):
     """Logits of labels (He et al. 2016, table 1, 18 layers). Pictures in [-1, 1], of any size; the course's are 64x64.
 
@@ -50,9 +59,17 @@ class ResNet18(nn.Module):
         self.layer4 = [BasicBlock(d, 2), BasicBlock(d)]
         self.fc = [Dense(self.num_classes)]
 
-    def __call__(self, x: Images, t: Any = None, labels: Any = None, train: bool = False) -> Float[Array, "b k"]:
+    def features(self, x: Images, train: bool = False) -> Float[Array, "b d"]:
+        """What the last layer sees: its means over the picture."""
         y = nn.relu(self.bn1(self.conv1(x), train))
-        y = nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        y = halved(y)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             y = chain(layer, y, train)
-        return self.fc[0](jnp.mean(y, (1, 2)))
+        return jnp.mean(y, (1, 2))
+
+    def head(self, features: Float[Array, "b d"]) -> Float[Array, "b k"]:
+        """Logits of features."""
+        return self.fc[0](features)
+
+    def __call__(self, x: Images, t: Any = None, labels: Any = None, train: bool = False) -> Float[Array, "b k"]:
+        return self.head(self.features(x, train))
