@@ -164,7 +164,7 @@ def _products(x: Images, g: Features) -> Kernel:
     @custom_vmap
     def one(x, g):
         if lanes == 1:
-            return _in_pieces(x, g)
+            return _in_pieces(x, g, 8 * PIECE_BYTES)  # of several cores, where larger ones pay
         return jax.vmap(_in_pieces)(*(a.reshape(lanes, -1, *a.shape[1:]) for a in (x, g))).sum(0)
 
     @one.def_vmap
@@ -178,14 +178,14 @@ def _products(x: Images, g: Features) -> Kernel:
     return one(x, g)
 
 
-def _in_pieces(x: Images, g: Features) -> Kernel:
-    """Patches of x times g as products of matrices, the patches made in pieces of at most PIECE_BYTES or one row."""
+def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
+    """Patches of x times g as products of matrices, the patches made in pieces of at most `most` bytes or one row."""
     (n, h, w, o), c = g.shape, x.shape[-1]
     kh, kw = x.shape[1] - h + 1, x.shape[2] - w + 1
     taps = kh * kw * c
     row_bytes = w * taps * x.dtype.itemsize
-    pictures = _divisor(n, PIECE_BYTES // (h * row_bytes))
-    rows = h if h * row_bytes <= PIECE_BYTES else _divisor(h, PIECE_BYTES // row_bytes)
+    pictures = _divisor(n, most // (h * row_bytes))
+    rows = h if h * row_bytes <= most else _divisor(h, most // row_bytes)
     exact = jnp.promote_types(g.dtype, jnp.float32)
 
     def product(patches, g):

@@ -1,5 +1,7 @@
 """Devices: the compilation cache, meshes, and several machines."""
 import os
+import platform
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -11,6 +13,8 @@ from jaxtyping import PyTree
 from dipddpm_jax.config import RunOptions
 from dipddpm_jax.errors import UserError
 
+MOST_HOST_DEVICES = 4  # each holds its own copy of data and parameters
+
 
 def set_up(run: RunOptions | None = None) -> None:
     """Before anything is computed: the compilation cache (in the user's cache folder), and the other machines."""
@@ -18,8 +22,11 @@ def set_up(run: RunOptions | None = None) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dipddpm_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    if run and run.devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", run.devices)  # a CPU is as many devices as one likes
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # a CPU is as many devices as one likes, and one a core computes a batch faster than one for all
+        count = run.devices if run and run.devices else min(cores(), MOST_HOST_DEVICES)
+        with suppress(RuntimeError):  # too late: something was computed already
+            jax.config.update("jax_num_cpu_devices", count)
     if run and run.distributed:
         try:
             jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
@@ -38,6 +45,14 @@ def make_mesh(count: int | None, batch_size: int) -> Mesh:
     if batch_size % count:
         raise UserError(f"--batch-size {batch_size} cannot be divided over {count} devices")
     return Mesh(np.array(devices[:count]), ("batch",))
+
+
+def spread(batch: PyTree, whole: PyTree) -> tuple[PyTree, PyTree]:
+    """`batch` split over as many of this process's devices as divide it, and `whole` copied to them."""
+    devices, size = jax.local_devices(), jax.tree.leaves(batch)[0].shape[0]
+    count = next(n for n in range(len(devices), 0, -1) if size % n == 0)
+    mesh = Mesh(np.array(devices[:count]), ("batch",))
+    return jax.device_put(batch, batch_sharding(mesh)), jax.device_put(whole, replicated(mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -91,3 +106,18 @@ def any_process(flag: bool) -> bool:
 def peak_memory() -> int | None:
     """Bytes of device memory at the peak, where the back-end tells."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> str:
+    """What computes: the accelerator, or how many cores of which processor this process may use."""
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].device_kind
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
+        if cpu.exists() else [platform.processor()]
+    return f"{cores()} core{'s' * (cores() != 1)} of {(names or ['a CPU'])[0]}"

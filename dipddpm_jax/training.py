@@ -141,8 +141,14 @@ def make_chunk(
         per_epoch = count // batch_size
         first_epoch = state.step // per_epoch
         order_key = jax.random.fold_in(state.key, ORDER)
-        orders = jnp.stack([jax.random.permutation(jax.random.fold_in(order_key, first_epoch + e), count)
-                            for e in range((length - 1) // per_epoch + 2)])
+        last_epoch = (state.step + num_steps - 1) // per_epoch
+
+        def order_of(epoch):  # an order is dear, and most chunks lie within one epoch
+            return jax.lax.cond(
+                epoch <= last_epoch, lambda: jax.random.permutation(jax.random.fold_in(order_key, epoch), count),
+                lambda: jnp.arange(count))
+
+        orders = jnp.stack([order_of(first_epoch + e) for e in range((length - 1) // per_epoch + 2)])
 
         def update(state: TrainState):
             order = orders[state.step // per_epoch - first_epoch]
