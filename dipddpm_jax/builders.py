@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from dipddpm_jax import denoisers, networks, samplers, schedules
 from dipddpm_jax.config import Facts, OptimizerConfig, SamplerConfig, ScheduleConfig, TrainConfig
@@ -104,16 +105,22 @@ def sampling_grid(c: SamplerConfig, schedule: schedules.NoiseSchedule) -> np.nda
 
 
 def make_denoiser(
-    config: TrainConfig, sampler: SamplerConfig, network: nn.Module, variables: Any, labels: Labels | None
+    config: TrainConfig, sampler: SamplerConfig, network: nn.Module, variables: Any, labels: Labels | None,
+    guidance: float | Float[Array, ""], most: int = 0,
 ) -> Denoise:
-    """The denoiser of a trained network, with guidance and clipping as the sampler's configuration says."""
+    """The denoiser of a trained network; guided if the sampler's guidance is not 0, by a weight that may be traced.
+
+    `most` is how many labels a picture has at most, if each is to pull by itself.
+    """
     schedule, pixels = make_schedule(config.schedule), Pixels(config.pixel_mean, config.pixel_std)
 
     def apply(x: Images, t: Any, labels: Labels | None) -> Images:
         return network.apply(variables, x, t, labels)
 
-    if sampler.guidance and labels is not None:
-        denoise = denoisers.guided(apply, schedule, labels, sampler.guidance, config.target)
+    if most:
+        denoise = denoisers.composed(apply, schedule, (1 + guidance) * labels, most, config.target)
+    elif sampler.guidance and labels is not None:
+        denoise = denoisers.guided(apply, schedule, labels, guidance, config.target)
     else:
         denoise = denoisers.from_network(apply, schedule, config.target, labels)
     if sampler.clip:

@@ -23,16 +23,20 @@ for name in ("absl", "asyncio"):  # what Orbax logs as an error, with pages of t
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def open_manager(directory: Path, read_only: bool = False) -> ocp.CheckpointManager:
-    """Opens `directory`, creating it unless `read_only`. Raises UserError when there is nothing to read."""
+def open_manager(directory: Path, read_only: bool = False, keep_every: int | None = None) -> ocp.CheckpointManager:
+    """Opens `directory`, creating it unless `read_only`; checkpoints of steps that `keep_every` divides all stay.
+
+    Raises UserError when there is nothing to read.
+    """
     directory = Path(directory).resolve()  # Orbax wants absolute paths
     if read_only and not directory.is_dir():
         raise UserError(f"{directory.parent} holds no checkpoints: it is not the directory of a training run")
     policies = ocp.checkpoint_managers
+    kept = [policies.EveryNSteps(keep_every)] if keep_every else []
     options = dict(read_only=True, create=False) if read_only else dict(
         cleanup_tmp_directories=True, best_fn=lambda m: m["loss"], best_mode="min",
         # best_fn alone would drop the latest, the policy alone would forget the metrics: both are needed
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), policies.BestN(
+        preservation_policy=policies.AnyPreservationPolicy([*kept, policies.LatestN(2), policies.BestN(
             get_metric_fn=lambda m: m["loss"], reverse=True, n=1)]))
     handlers = dict(train=ocp.StandardCheckpointHandler(), weights=ocp.StandardCheckpointHandler(),
                     checksums=ocp.JsonCheckpointHandler())
@@ -111,10 +115,14 @@ def _first_line(error: BaseException) -> str:
     return "No space left on device" if "No space left" in text else text[:200]
 
 
+def steps(directory: Path) -> list[int]:
+    """The complete checkpoints, oldest first."""
+    return sorted(ocp.utils.checkpoint_steps(Path(directory).resolve())) if Path(directory).is_dir() else []
+
+
 def latest_step(directory: Path) -> int | None:
     """The newest complete checkpoint, or None."""
-    steps = ocp.utils.checkpoint_steps(Path(directory).resolve()) if Path(directory).is_dir() else []
-    return max(steps, default=None)
+    return max(steps(directory), default=None)
 
 
 def restore(directory: Path, template: TrainState, step: int | None = None) -> TrainState:

@@ -11,7 +11,7 @@ import tyro
 
 from dipddpm_jax import config as configs
 from dipddpm_jax import dip_config
-from dipddpm_jax.config import RunOptions, SamplerConfig, TrainConfig
+from dipddpm_jax.config import RunOptions, TrainConfig
 from dipddpm_jax.dip_config import DipConfig, DipRun, StagedConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.presets import PRESETS
@@ -64,9 +64,18 @@ class SampleCommand:
     """Names (or numbers) of classes, repeated over the pictures; several on one picture: "red cube,blue sphere".
     Default: all in turn."""
     label_file: Path | None = None
-    """A JSON list of lists of names, one list a picture, as iCLEVR's test.json; replaces --labels and --count."""
+    """A JSON list of lists of names, one list a picture, as iCLEVR's test.json; or validation, test, new_test: the
+    lists that come with scenes. Replaces --labels and --count."""
     guidance: float | None = None
     """Weight of classifier-free guidance; 0 is none."""
+    compose: bool = False
+    """Let each of a picture's labels pull by itself (composed diffusion) instead of all of them as one condition."""
+    guidance_grid: tuple[float, ...] = ()
+    """Also guidance.png: a row for each of these weights, a column for each of the labels, one noise a column."""
+    strip: bool = False
+    """Also strips/: for each picture its way from noise, ten frames in a row."""
+    evaluator: Path | None = None
+    """The iCLEVR course's checkpoint.pth, to score pictures with; those of a model of scenes need none."""
     seed: int = 0
     out: Path | None = None
     """Directory to write to; default: samples/ in the run."""
@@ -182,16 +191,6 @@ def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str,
     return old_preset, dataclasses.replace(command, run=dataclasses.replace(command.run, workdir=workdir))
 
 
-def _sampler(command: SampleCommand, default: SamplerConfig) -> SamplerConfig:
-    given = {"name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
-             "guidance": command.guidance, "num_steps": command.num_steps}
-    for name in ("name", "variance"):
-        configs.check_choice(SamplerConfig, name, given[name])
-    if command.sampler is not None and command.num_steps is None:
-        default = dataclasses.replace(default, num_steps=None)  # the other sampler's own number
-    return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
-
-
 def _sample(argv: list[str]) -> None:
     command = tyro.cli(SampleCommand, args=argv, prog="sample.py")
     if not 1 <= command.count <= 1_000_000:
@@ -209,11 +208,15 @@ def _sample(argv: list[str]) -> None:
         if command.preset not in PRESETS:
             raise UserError(f"unknown preset {command.preset!r}: {_closest(command.preset, list(PRESETS))}")
         workdir, config, facts = Path("."), PRESETS[command.preset][1], None
-    sampler = _sampler(command, config.sampler)
+    sampler = configs.changed_sampler(config.sampler, {
+        "name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
+        "guidance": command.guidance, "num_steps": command.num_steps, "compose": command.compose or None})
     configs.check_sampler(sampler, config.schedule)
     out = command.out or workdir / "samples"
     if command.labels and command.label_file:
         raise UserError("give --labels or --label-file, not both")
+    if command.strip and (sampler.num_steps or 25) < 7:
+        raise UserError("--strip shows at least 8 frames: --num-steps must be at least 7")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a directory")
 

@@ -106,6 +106,8 @@ class SamplerConfig:
     """Keep the believed clean picture within the range of pixels at every step."""
     guidance: float = 0.0
     """Weight w of classifier-free guidance, (1 + w) conditional - w unconditional; needs a model with labels."""
+    compose: bool = False
+    """Let each of a picture's labels pull by itself, with weight 1 + w, instead of all of them as one condition."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class TrainConfig:
     target: Literal["eps", "x0", "v", "autoencode"] = "v"
     """What the network predicts; autoencode (system 003): its own clean input, against noise that it injects itself."""
     data: str = "mnist5k"
-    """mnist5k (embedded), mnist, fashion_mnist, cifar10, photo_crops (embedded), or folder:PATH."""
+    """mnist5k, photo_crops, scenes (need no network), mnist, fashion_mnist, cifar10, iclevr, or folder:PATH."""
     image_size: int | None = None
     """Side in pixels that pictures are resized and cropped to; default: as they are."""
     pixel_mean: float = 0.5
@@ -128,6 +130,8 @@ class TrainConfig:
     """Train on the labels, if the data have any."""
     label_drop: float = 0.1
     """Share of pictures shown without their label, for guidance."""
+    without: tuple[str, ...] = ()
+    """Combinations of labels that no training picture may show, such as "red cube,blue sphere": all others are kept."""
     batch_size: int = 128
     steps: int = 2000
     seed: int = 0
@@ -148,7 +152,9 @@ class RunOptions:
     resume: bool = False
     """Go on with the run in --workdir (default: the newest), with its own configuration."""
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between checkpoints; the two newest and the best one stay."""
+    keep_every: int | None = None
+    """Steps between checkpoints that all stay, for label_accuracy; default: none. Give it again with --resume."""
     sample_every: int = 500
     """Steps between pictures of samples; 0 for the end only."""
     chunk: int = 20
@@ -156,7 +162,7 @@ class RunOptions:
     budget: float | None = None
     """Minutes after which the run saves and stops, to be resumed."""
     devices: int | None = None
-    """Devices that share a batch; default: all (on a CPU, one)."""
+    """Devices that share a batch; default: all (on a CPU, one a core, at most 4)."""
     shard_state: bool = False
     """Spread parameters and optimizer state over the devices, for models that do not fit on one."""
     distributed: bool = False
@@ -170,7 +176,8 @@ class RunOptions:
 def check(config: TrainConfig, run: RunOptions = RunOptions()) -> None:
     """Raises UserError for numbers that no run can have."""
     positive = {"--steps": config.steps, "--batch-size": config.batch_size, "--chunk": run.chunk,
-                "--save-every": run.save_every, "--schedule.num-steps": config.schedule.num_steps,
+                "--save-every": run.save_every, "--keep-every": run.keep_every,
+                "--schedule.num-steps": config.schedule.num_steps,
                 "--image-size": config.image_size, "--budget": run.budget, "--devices": run.devices,
                 "--optimizer.decay-every": config.optimizer.decay_every, "--pixel-std": config.pixel_std}
     for name, value in positive.items():
@@ -199,6 +206,15 @@ def check_sampler(sampler: SamplerConfig, schedule: ScheduleConfig) -> None:
         raise UserError(f"--sampler.quiet-steps must be 0 to {schedule.num_steps}; got {sampler.quiet_steps}")
     if not 0 <= sampler.eta <= 1:
         raise UserError(f"eta must lie between 0 and 1; got {sampler.eta}")
+
+
+def changed_sampler(default: SamplerConfig, given: dict[str, Any]) -> SamplerConfig:
+    """`default` with what is given (not None). Another sampler has its own number of steps. Raises UserError."""
+    for name in ("name", "variance"):
+        check_choice(SamplerConfig, name, given.get(name))
+    if given["name"] is not None:
+        default = dataclasses.replace(default, num_steps=None)
+    return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
 
 
 def check_choice(kind: type, name: str, value: str | None) -> None:

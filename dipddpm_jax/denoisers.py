@@ -1,6 +1,7 @@
 """Denoise functions, the only thing a sampler knows about a model; wrappers make new ones from old."""
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -32,11 +33,34 @@ def guided(
     """
 
     def both(x, t, labels):
-        output = apply(jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels, no_labels(labels)]))
-        conditional, unconditional = jnp.split(output, 2)
+        def pairs(a, b):  # neighbours, so that both stay on their picture's device
+            return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+
+        output = apply(pairs(x, x), pairs(t, t), pairs(labels, no_labels(labels))).reshape(-1, 2, *x.shape[1:])
+        conditional, unconditional = output[:, 0], output[:, 1]
         return (1 + weight) * conditional - weight * unconditional
 
     return from_network(both, schedule, target, labels)
+
+
+def composed(
+    apply: Apply, schedule: NoiseSchedule, weights: Float[Array, "b k"], most: int, target: Target = "eps"
+) -> Denoise:
+    """Each label pulls by itself: eps_0 + sum_i w_i (eps_i - eps_0) (Liu et al. 2022, eq. 11).
+
+    weights[b, i] is w_i, zero for a label that is not asked for; no row may have more than `most` others. One batch of
+    1 + most conditions a picture. A single label of weight 1 + w equals `guided` with weight w.
+    """
+    size, which = jax.lax.top_k(jnp.abs(weights), most)
+    rows = jax.nn.one_hot(which, weights.shape[-1], dtype=weights.dtype, axis=-1) * (size > 0)[..., None]
+    alone = jnp.concatenate([jnp.zeros_like(rows[:, :1]), rows], 1).swapaxes(0, 1).reshape(-1, weights.shape[-1])
+    pull = jnp.take_along_axis(weights, which, -1).T[..., None, None, None]
+
+    def together(x, t, labels):
+        output = apply(jnp.tile(x, (1 + most, 1, 1, 1)), jnp.tile(t, 1 + most), alone).reshape(1 + most, *x.shape)
+        return output[0] + (pull * (output[1:] - output[:1])).sum(0)
+
+    return from_network(together, schedule, target)
 
 
 def clipped(denoise: Denoise, schedule: NoiseSchedule, low: float = -1.0, high: float = 1.0) -> Denoise:

@@ -1,4 +1,6 @@
-"""Named runs: the recommended one, and what the five reference systems trained."""
+"""Named runs: the recommended ones, and what the five reference systems trained."""
+from dataclasses import replace
+
 from dipddpm_jax.config import (
     AttentionUNet,
     ContextUnet,
@@ -12,6 +14,10 @@ from dipddpm_jax.config import (
 )
 
 _NO_EMA = 0.0
+_SEVERAL_LABELS = TrainConfig(  # one picture in 4x4 pixels: small enough for an hour on one core
+    network=UNet(width=48, patch_size=4), schedule=ScheduleConfig("cosine"), target="x0", data="scenes", batch_size=32,
+    steps=5000, optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=200, decay="cosine", clip_norm=1.0),
+    sampler=SamplerConfig(guidance=2.0, num_steps=50))
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "unet": (
         "the recommended model, class-conditional digits (the main job)",
@@ -48,6 +54,14 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             network=ContextUnet(), schedule=ScheduleConfig("linear_at_zero", 400), target="eps", data="scenes",
             steps=84_000, optimizer=OptimizerConfig(learning_rate=1e-4, ema_decay=_NO_EMA),
             sampler=SamplerConfig("ancestral")),
+    ),
+    "scenes": (
+        "the recommended model for several labels a picture, on rendered scenes",
+        _SEVERAL_LABELS,
+    ),
+    "iclevr": (
+        "the same on iCLEVR, whose folder --data-dir names",
+        replace(_SEVERAL_LABELS, data="iclevr"),
     ),
     "teapearce": (
         "the script that system 004 grew from: MNIST with labels, 20 epochs, Adam 1e-4 falling to 0",

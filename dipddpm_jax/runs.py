@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dipddpm_jax import builders, checkpoints, data, devices, plots, sampling, training
 from dipddpm_jax import config as configs
 from dipddpm_jax.config import Facts, RunOptions, TrainConfig
+from dipddpm_jax.data import iclevr
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.workdirs import Log, Stopped, new_workdir, stop_signals
 
@@ -32,7 +33,7 @@ class TrainingData(NamedTuple):
 
 def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
     """Raises UserError when the data set is not there or too small."""
-    train = data.load(config.data, "train", data_dir, config.image_size)
+    train = without(data.load(config.data, "train", data_dir, config.image_size), config.without)
     if config.batch_size > len(train.images):
         raise UserError(f"--batch-size {config.batch_size} is more than the {len(train.images)} pictures "
                         f"of {config.data}")
@@ -49,6 +50,20 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
     pick = np.random.default_rng(0).permutation(len(held.images))[:HELD_OUT]
     held_labels = None if held_labels is None else held_labels[pick]
     return TrainingData(train.images, labels, held.images[pick], held_labels, facts)
+
+
+def without(dataset: data.Dataset, groups: tuple[str, ...]) -> data.Dataset:
+    """The pictures that show none of the groups of labels whole. Raises UserError for what a set does not know."""
+    if not groups:
+        return dataset
+    if dataset.labels is None or dataset.labels.ndim != 2:
+        raise UserError(f"--without: the pictures of {dataset.name} do not have several labels each")
+    shown = np.zeros(len(dataset.labels), bool)
+    for row in iclevr.rows("--without", groups, dataset.label_names):
+        shown |= dataset.labels @ row == row.sum()
+    if shown.all():
+        raise UserError(f"--without leaves no pictures of {dataset.name}")
+    return dataset._replace(images=dataset.images[~shown], labels=dataset.labels[~shown])
 
 
 def held_out_loss(loss_fn: Any, schedule: Any, pixels: training.Pixels, held: TrainingData, batch: int) -> Any:
@@ -118,18 +133,19 @@ class Trainer:
         self.reported = began
         self.log = Log(self.workdir / "metrics.jsonl", step) if self.first else None
         bar = tqdm(total=config.steps, initial=step, unit="step", disable=not self.first, dynamic_ncols=True)
-        with checkpoints.open_manager(self.workdir / "checkpoints") as manager, stop_signals() as signals, bar:
-            previous = None
+        with checkpoints.open_manager(
+                self.workdir / "checkpoints", keep_every=run.keep_every) as manager, stop_signals() as signals, bar:
+            previous, kept = None, [run.save_every] + [run.keep_every] * bool(run.keep_every)
             while step < config.steps:
                 # a chunk ends where a checkpoint or a picture is due, so that these fall on the same steps always
-                marks = [run.save_every] + [run.sample_every] * (run.sample_every > 0)
+                marks = kept + [run.sample_every] * (run.sample_every > 0)
                 count = min(run.chunk, config.steps - step, *(mark - step % mark for mark in marks))
                 self.state, metrics = self.chunk(self.state, images, labels, jnp.int32(count))
                 step += count
                 if previous:  # the chunk before: reading the newest would make the device wait
                     self.report(bar, *previous)
                 previous = (step, count, metrics)
-                due = step % run.save_every == 0 or step == config.steps
+                due = any(step % mark == 0 for mark in kept) or step == config.steps
                 late = run.budget is not None and time.monotonic() - began > 60 * run.budget
                 stop = devices.any_process(bool(signals) or late)
                 if due or stop:

@@ -1,5 +1,6 @@
 """Pictures from a trained model: many, in batches, each depending on its own seed alone."""
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree, UInt8
 
-from dipddpm_jax import builders, hybrids, training
+from dipddpm_jax import builders, devices, hybrids, training
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.samplers import gaussian_noise
@@ -41,13 +42,13 @@ def cycled_labels(data: Any, count: int) -> np.ndarray | None:
     return np.arange(count, dtype=np.int32) % len(data.facts.label_names)
 
 
-@partial(jax.jit, static_argnames=("config", "facts", "network", "sampler", "num_frames"))
-def _chain(weights, keys, labels, config, facts, network, sampler, num_frames):
+@partial(jax.jit, static_argnames=("config", "facts", "network", "sampler", "most", "num_frames"))
+def _chain(weights, keys, labels, guidance, config, facts, network, sampler, most, num_frames):
     schedule = builders.make_schedule(config.schedule)
     pixels = training.Pixels(config.pixel_mean, config.pixel_std)
     noise = gaussian_noise(keys, facts.image_shape)
     grid = builders.sampling_grid(sampler, schedule)
-    denoise = builders.make_denoiser(config, sampler, network, weights, labels)
+    denoise = builders.make_denoiser(config, sampler, network, weights, labels, guidance, most)
     x = noise(jnp.int32(schedule.num_steps))
     sample = builders.make_sampler(sampler)(denoise, schedule, x, grid, noise)
     images = pixels.decode(sample.x)
@@ -86,13 +87,15 @@ def draw(
     if passes != (model.config.target == "autoencode"):
         raise UserError(f"sampler {sampler.name} does not fit a model that was trained to {model.config.target}: "
                         "random_passes is for the one that was trained to autoencode, and for no other")
+    most = int(labels.sum(axis=1).max()) if sampler.compose and model.facts.multi_hot and labels is not None else 0
+    program = replace(sampler, guidance=float(sampler.guidance != 0))  # all weights but 0 share one
     if passes:
         times = jax.random.randint(jax.random.key(seed), (sampler.num_steps or 10,), 1,
                                    model.config.schedule.num_steps + 1)
         pictures = np.resize(pictures, (count, *pictures.shape[1:]))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
     batch = min(batch_size, count)
-    images, frames, seconds = [], [], 0.0
+    images, frames, seconds, weights = [], [], 0.0, model.weights
     for start in range(0, count, batch):
         rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up: one program
         began = time.perf_counter()
@@ -100,8 +103,9 @@ def draw(
             out, path = _passes(model.weights, keys[rows], pictures[rows], times, model.config, model.network,
                                  num_frames)
         else:
-            out, path = _chain(model.weights, keys[rows], None if labels is None else jnp.asarray(labels)[rows],
-                               model.config, model.facts, model.network, sampler, num_frames)
+            own, weights = devices.spread((keys[rows], None if labels is None else labels[rows]), weights)
+            out, path = _chain(weights, *own, jnp.float32(sampler.guidance), model.config, model.facts, model.network,
+                               program, most, num_frames)
         keep = min(batch, count - start)
         images.append(np.asarray(out)[:keep])
         if num_frames:

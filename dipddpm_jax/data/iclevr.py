@@ -64,7 +64,7 @@ def originals(folder: Path) -> Originals:
     contents = _read_json(folder / "train.json")
     if not isinstance(contents, dict) or not contents:
         raise UserError(f"{folder / 'train.json'} should give for each picture's file the list of its objects")
-    labels = _multi_hot(folder / "train.json", contents, OBJECTS)
+    labels = multi_hot(folder / "train.json", contents, OBJECTS)
     first = next(iter(contents))
     pictures = next((folder / f for f in _PICTURES if (folder / f / first).is_file()), folder)
     missing = [file for file in contents if not (pictures / file).is_file()]
@@ -88,10 +88,19 @@ def read_label_file(path: Path, names: tuple[str, ...]) -> Float32[np.ndarray, "
     entries = _read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{path} should hold a list of lists of labels, such as [["{names[0]}"], ...]')
-    return _multi_hot(path, {f"list {i + 1}": entry for i, entry in enumerate(entries)}, names)
+    return multi_hot(path, {f"list {i + 1}": entry for i, entry in enumerate(entries)}, names)
 
 
-def _multi_hot(path: Path, entries: dict[str, Any], names: tuple[str, ...]) -> Float32[np.ndarray, "n k"]:
+def rows(where: str, groups: Sequence[str], names: tuple[str, ...]) -> Float32[np.ndarray, "n k"]:
+    """Groups of labels as a command line has them, such as "red cube,blue sphere", as multi-hot rows over `names`.
+
+    Raises UserError for empty groups, unknown names and names given twice.
+    """
+    return multi_hot(where, {repr(group): [name.strip() for name in group.split(",")] for group in groups}, names)
+
+
+def multi_hot(path: Path | str, entries: dict[str, Any], names: tuple[str, ...]) -> Float32[np.ndarray, "n k"]:
+    """A row over `names` for each list of labels; UserError says where `path` has an empty one, or a wrong name."""
     number = {name: i for i, name in enumerate(names)}
     rows = np.zeros((len(entries), len(names)), np.float32)
     for row, (key, entry) in zip(rows, entries.items()):

@@ -55,5 +55,37 @@ def new_test_labels() -> Float32[np.ndarray, "32 24"]:
     return _multi_hot(lists)
 
 
+def validation_labels() -> Float32[np.ndarray, "32 24"]:
+    """6 lists of one object, 12 of two, 14 of three, to choose a model by: none is a list to test on or holds a pair
+    that may be unseen."""
+    taken = {row.tobytes() for row in np.concatenate([test_labels(), new_test_labels()])}
+    pairs = np.concatenate([unseen_pairs(), seen_pairs()])
+    rng, chosen = np.random.default_rng(0), []
+    sizes = list(np.repeat([1, 2, 3], [6, 12, 14]))
+    while sizes:
+        row = _multi_hot([rng.choice(len(OBJECTS), sizes[0], replace=False)])[0]
+        if row.tobytes() not in taken and (pairs @ row).max() < 2:
+            taken.add(row.tobytes())
+            chosen.append(row)
+            sizes.pop(0)
+    return np.stack(chosen)
+
+
+def unseen_pairs() -> Float32[np.ndarray, "12 24"]:
+    """Every object once, in pairs of two colours and two shapes, for training without them; in no list to test on."""
+    return _pairs(6, 2, 2)
+
+
+def seen_pairs() -> Float32[np.ndarray, "12 24"]:
+    """Twelve other pairs of the same make-up, to compare with `unseen_pairs`."""
+    return _pairs(2, 3, 1)
+
+
+def _pairs(a: int, b: int, c: int) -> Float32[np.ndarray, "12 24"]:
+    """Half of the cubes with spheres, a colours on; the others with cylinders, b on; and the rest with one another."""
+    cubes = [(i, 8 + (i + a) % 8 if i < 4 else 16 + (i + b) % 8) for i in range(8)]
+    return _multi_hot(cubes + [(8 + (i + a) % 8, 16 + (b + (i + c) % 4) % 8) for i in range(4, 8)])
+
+
 def _multi_hot(lists) -> Float32[np.ndarray, "n 24"]:
     return np.stack([np.isin(np.arange(len(OBJECTS)), entry) for entry in lists]).astype(np.float32)
