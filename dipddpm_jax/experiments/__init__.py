@@ -1,0 +1,19 @@
+"""The five reports, one module each: settings, printed numbers, what is measured, and the rules of the verdicts.
+
+Imports nothing heavy, so that the command line is parsed first.
+"""
+from importlib import import_module
+from typing import Any
+
+MODULES = {
+    "000": "single_image",
+    "001": "filtered_start",
+    "002": "staged_dip",
+    "003": "autoencoder",
+    "004": "conditional",
+}
+
+
+def load(name: str) -> Any:
+    """The `Report` of a number."""
+    return import_module(f"dipddpm_jax.experiments.{MODULES[name]}").REPORT

@@ -1,0 +1,77 @@
+"""`python -m dipddpm_jax.experiments`: makes the tables of the reports, and the pages that show them."""
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dipddpm_jax import experiments
+from dipddpm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Measures the rows of the reports that are not in OUT/results.jsonl yet, and writes OUT/REPORT.md and
+    OUT/README.md from all that are."""
+
+    report: Annotated[Literal["000", "001", "002", "003", "004", "all"], tyro.conf.Positional] = "all"
+    budget: Literal["smoke", "quick", "full"] = "quick"
+    """smoke: seconds, proves nothing; quick: smaller pictures, networks and runs, minutes on one core; full: the
+    report's own sizes, for an accelerator."""
+    rows: tuple[str, ...] = ()
+    """Only the rows whose "table/row" matches one of these, with * and ?; default: all."""
+    seeds: int | None = None
+    """Runs of each row; default: as the report and the budget say."""
+    minutes: float = math.inf
+    """No measurement begins after so many minutes; 0 only writes the pages. Call again to go on."""
+    out: Path = Path("docs/results")
+    """Directory of results.jsonl, the pages and their pictures."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parses, measures, writes. Raises UserError."""
+    command = tyro.cli(Command, args=list(argv), prog="python -m dipddpm_jax.experiments")
+    if command.seeds is not None and command.seeds < 1:
+        raise UserError(f"--seeds must be at least 1; got {command.seeds}")
+    if not command.minutes >= 0:
+        raise UserError(f"--minutes must not be negative; got {command.minutes}")
+    if command.out.exists() and not command.out.is_dir():
+        raise UserError(f"--out {command.out} is a file; name a directory")
+
+    from dipddpm_jax import devices, pages, tables
+
+    devices.set_up()
+    reports = [experiments.load(name) for name in experiments.MODULES]
+    chosen = [report for report in reports if command.report in (report.name, "all")
+              and tables.chosen_rows(report, command.rows)]
+    if not chosen:
+        names = [f"{table.name}/{row.name}" for report in reports if command.report in (report.name, "all")
+                 for table, row in tables.chosen_rows(report, ())]
+        raise UserError(f"--rows: no row is called {' or '.join(command.rows)}; there are {', '.join(names)}")
+    try:
+        command.out.mkdir(parents=True, exist_ok=True)
+        complete = [tables.complete(report, command.budget, command.out, command.rows, command.seeds, command.minutes)
+                    for report in chosen]
+        pages.write(reports, command.out)
+    except OSError as error:
+        raise UserError(f"cannot write to {command.out}: {error.strerror or error}") from None
+    print(f"{command.out / 'README.md'}" + ("" if all(complete) else "; rows are missing: call again to go on"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """A user's mistake is one line on stderr and exit status 2."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Measuring report 001: chains that begin with noise passed through a deep image prior, and their controls.
+
+The DDPM is trained once a size and kept in the user's cache folder; seeds differ in the DIP and in all noise drawn.
+"""
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from dipddpm_jax import (
+    data,
+    degrade,
+    denoisers,
+    dip,
+    hybrids,
+    judges,
+    plots,
+    process,
+    samplers,
+    schedules,
+    tables,
+    training,
+)
+from dipddpm_jax.data import pictures
+from dipddpm_jax.networks import SkipNet, SmallUNet
+from dipddpm_jax.types import Images
+
+SCHEDULE, PIXELS, MOST_PASSES, EPOCHS = schedules.linear(1000), training.Pixels(), 50, (5, 10, 15, 20)
+STEPS = (100, 200, 500, 900)
+Kind = Literal["noise", "DIP", "constant", "blurred", "scaled", "mean digit", "noised DIP", "DDIM"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a chain begins with; `passes` of the DIP."""
+
+    kind: Kind
+    passes: int = 2
+
+
+@dataclass(frozen=True)
+class Length:
+    """Chains of so many steps of a network trained for so many epochs; `inside`: with the DIP in training."""
+
+    steps: int = 500
+    epochs: int = 20
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    """`steps` of training stand for 20 epochs; chains visit every `stride`-th time (and have at most `most` steps, for
+    smoke); `count` samples are judged; times are medians of `repeats`."""
+
+    widths: tuple[int, int, int]
+    steps: int
+    batch: int
+    stride: int
+    count: int
+    repeats: int
+    data: str = "mnist5k"
+    most: int = 1000
+
+
+@functools.cache
+def fitted_dip(seed: int) -> PyTree:
+    """The report's DIP: 200 iterations towards one noisy digit at 32 x 32."""
+    digits = data.load("mnist5k")
+    five = pictures.square(digits.images[np.flatnonzero(digits.labels == 5)[0]], 32) / 255
+    noise_key, code_key, key = jax.random.split(jax.random.key(seed), 3)
+    target = degrade.add_gaussian(noise_key, jnp.asarray(five, jnp.float32), 25 / 255)
+    fit = dip.Dip(SkipNet(), optax.adam(0.01), fall_back=5.0)
+    problem = dip.DipProblem(dip.noise_code(code_key, 32, 32, 1), target)
+    state = jax.jit(functools.partial(fit.advance, num_steps=200))(problem, fit.init(problem, key))[0]
+    return {"params": state.params, **state.statistics}
+
+
+@functools.cache
+def dip_outputs(seed: int, count: int) -> Float[Array, "n passes 28 28 1"]:
+    """Noise of 32 x 32 after 1 .. 50 passes, resized; each picture alone, as the report draws them."""
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 1), (count, 32, 32, 1))
+    network, variables = SkipNet(), fitted_dip(seed)
+
+    def one(x: Float[Array, "h w 1"]) -> Float[Array, "passes i j 1"]:
+        return hybrids.resize(hybrids.dip_passes(network, variables, x[None], MOST_PASSES)[0][:, 0], 28, 28)
+
+    return jax.jit(lambda noise: jax.lax.map(one, noise))(noise)
+
+
+def start(setting: Start, steps: int, seed: int, count: int) -> Images:
+    """x at time `steps`, in the range of the network."""
+    key = jax.random.key(seed)
+    noise = jax.random.normal(jax.random.fold_in(key, 2), (count, 28, 28, 1))
+    filtered = dip_outputs(seed, count)[:, setting.passes - 1]
+    t = jnp.int32(steps)
+    match setting.kind:
+        case "noise" | "DDIM":
+            return noise
+        case "DIP":
+            return filtered
+        case "constant":
+            return jnp.broadcast_to(filtered.mean((1, 2, 3), keepdims=True), filtered.shape)
+        case "blurred":
+            smooth = jax.vmap(degrade.blur(28, 28, 2.0))(noise)
+            smooth = (smooth - smooth.mean((1, 2, 3), keepdims=True)) / smooth.std((1, 2, 3), keepdims=True)
+            return filtered.mean((1, 2, 3), keepdims=True) + filtered.std((1, 2, 3), keepdims=True) * smooth
+        case "scaled":
+            return SCHEDULE.noise_scale(t) * noise
+        case "mean digit":
+            mean = PIXELS.encode(data.load("mnist5k").images).mean(0, keepdims=True)
+            return process.add_noise(SCHEDULE, jnp.broadcast_to(mean, noise.shape), t, noise)
+        case "noised DIP":
+            return process.add_noise(SCHEDULE, 2 * filtered - 1, t, noise)
+
+
+def _inside_loss(network: SmallUNet, variables: PyTree):
+    """The report's DIP inside training: two passes over x_t before the network sees it."""
+    def loss(params, collections, images, labels, t, eps, key, train):
+        x_t, wanted = process.training_pair(SCHEDULE, "eps", images, t, eps)
+        x = hybrids.filtered_noise(SkipNet(), variables, hybrids.resize(x_t, 32, 32), 2, 28)
+        return jnp.mean(jnp.square(network.apply({"params": params, **collections}, x, t) - wanted)), collections
+
+    return loss
+
+
+def _train(size: Size, inside: bool) -> dict[str, np.ndarray]:
+    """Leaves of the parameters after each number of epochs, and the losses."""
+    network, optimizer = SmallUNet(widths=size.widths), optax.adam(1e-3)
+    loss = _inside_loss(network, fitted_dip(0)) if inside else training.make_loss(
+        network, SCHEDULE, "eps", jnp.dtype("float32"))
+    step = training.make_train_step(loss, SCHEDULE.num_steps, optimizer, ema_decay=0.0, drop_rate=0.0)
+    chunk = training.make_chunk(step, size.batch, 25, PIXELS.encode)
+    images = data.load(size.data).images
+    state = training.init_state(network, optimizer, jnp.zeros((1, 28, 28, 1)), None, jax.random.key(0))
+    kept, losses = {}, []
+    for epochs in EPOCHS[:1] if inside else EPOCHS:
+        end = max(1, size.steps * epochs // EPOCHS[-1])
+        while len(losses) < end:
+            count = min(25, end - len(losses))
+            state, seen = chunk(state, images, None, jnp.int32(count))
+            losses += np.asarray(seen.loss)[:count].tolist()
+        kept |= {f"{epochs}_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
+    return {**kept, "losses": np.array(losses)}
+
+
+@functools.cache
+def trained(size: Size, inside: bool) -> dict[str, np.ndarray]:
+    """What `_train` gives, from the user's cache folder if it is there."""
+    recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside}"
+    name = f"report-001-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
+    return pictures.kept(judges.cache().parent / "runs" / name, recipe, lambda: _train(size, inside))
+
+
+@functools.cache
+def variables(size: Size, epochs: int, inside: bool) -> PyTree:
+    """Of the DDPM."""
+    example = training.init_state(SmallUNet(widths=size.widths), optax.identity(), jnp.zeros((1, 28, 28, 1)), None,
+                                  jax.random.key(0))
+    stored, count = trained(size, inside), len(jax.tree.leaves(example.params))
+    leaves = [jnp.asarray(stored[f"{epochs}_{i:03d}"]) for i in range(count)]
+    return {"params": jax.tree.unflatten(jax.tree.structure(example.params), leaves), **example.collections}
+
+
+@functools.cache
+def chain(widths: tuple[int, int, int], steps: int, stride: int, ddim: bool):
+    """x at time `steps` -> x at time 0: the report's shortened chain, or DDIM from time 1000 with as many calls."""
+    network = SmallUNet(widths=widths)
+    grid = schedules.strided_grid(1000, steps // stride) if ddim else np.append(np.arange(steps, 0, -stride), 0)
+    sampler = samplers.ddim if ddim else samplers.ancestral
+
+    @jax.jit
+    def run(weights: PyTree, x: Images, keys: Key[Array, "n"]) -> Images:
+        denoise = denoisers.from_network(lambda x, t, labels: network.apply(weights, x, t), SCHEDULE)
+        return sampler(denoise, SCHEDULE, x, grid, samplers.gaussian_noise(keys, x.shape[1:])).x
+
+    return run
+
+
+def judged(x: Images, seed: int) -> tuple[dict[str, float], UInt8[np.ndarray, "n 28 28 1"]]:
+    """Distances to held-out digits in the judge's features (clipped pictures, and stretched as the report shows them),
+    and how sure it is."""
+    judge, real = judges.load("digits"), data.load("mnist5k", "test").images
+    images = np.asarray(PIXELS.decode(x))
+    clipped, shown = (judges.compare(judge, i, real, seed=seed, resamples=0) for i in (images, stretched(x)))
+    return {"fd": clipped["fd"], "kid": 1000 * clipped["kid"], "floor": clipped["floor"], "fd_shown": shown["fd"],
+            "sure": clipped["mean_confidence"], "real_sure": clipped["real_mean_confidence"],
+            "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}, images
+
+
+def stretched(x: Images) -> UInt8[np.ndarray, "n h w c"]:
+    """As the report shows pictures; one of a single colour is black."""
+    x = np.asarray(x)
+    flat = np.ptp(x, (1, 2, 3)) == 0
+    return plots.stretched(np.where(flat[:, None, None, None], np.linspace(0, 1, 28)[:, None], x))
+
+
+def measure_start(setting: Start, size: Size, seed: int) -> tables.Measured:
+    """Chains of all lengths from one kind of start."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
+    weights, numbers, shown = variables(size, 20, False), {}, []
+    for steps in STEPS:
+        x = start(setting, steps, seed, size.count)
+        x = chain(size.widths, min(steps, size.most), size.stride, setting.kind == "DDIM")(weights, x, keys)
+        found, images = judged(x, seed)
+        numbers |= {f"{name}{steps}": value for name, value in found.items()}
+        shown.append(images[: min(8, size.count)])
+    first = np.asarray(start(setting, 500, seed, size.count))
+    numbers |= {"mean": first.mean(), "sd": first.std(), "rough": np.mean([degrade.estimate_sigma(x) for x in first])}
+    sheet = plots.tile(np.concatenate(shown), len(shown[0]))
+    return tables.Measured(numbers, {}, {f"rows: {', '.join(map(str, STEPS))} steps": sheet})
+
+
+def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
+    """Other networks: fewer epochs, or the DIP inside training."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
+    x = start(Start("DIP", 2 if setting.steps == 1000 else 3), setting.steps, seed, size.count)
+    weights = variables(size, setting.epochs, setting.inside)
+    run = chain(size.widths, min(setting.steps, size.most), size.stride, False)
+    found, images = judged(run(weights, x, keys), seed)
+    losses = trained(size, setting.inside)["losses"][: max(1, size.steps * setting.epochs // EPOCHS[-1])]
+    sheet = plots.tile(images[:8], min(8, size.count))
+    return tables.Measured({**found, "loss": losses[-100:].mean()}, {}, {"samples": sheet})
+
+
+def measure_time(setting: Length, size: Size, seed: int) -> tables.Measured:
+    """Seconds for one picture, all times visited; the median of several, compilation apart."""
+    weights = variables(size, 20, False)
+    run = chain(size.widths, min(setting.steps, size.most), min(1000 // size.most, size.stride), False)
+    keys = jax.random.split(jax.random.key(seed), 1)
+    network, prior = SkipNet(), fitted_dip(seed)
+    begin = jax.jit(lambda noise: hybrids.filtered_noise(network, prior, noise, 2, 28))
+    plain, noise = (jax.random.normal(jax.random.key(seed), (1, side, side, 1)) for side in (28, 32))
+    ways = {"plain": lambda: run(weights, plain, keys), "filtered": lambda: run(weights, begin(noise), keys)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(size.repeats + 1):
+        for name, way in ways.items():
+            began = tables.clock()
+            jax.block_until_ready(way())
+            seconds[name] += [tables.clock() - began] * (repeat > 0)
+    return tables.Measured({name: np.median(values) for name, values in seconds.items()})

@@ -1,0 +1,196 @@
+"""Measuring report 002: the fits of `staged_dip.py` and their controls.
+
+Target and stop rule of the report's fits are the clean picture; `measure_honest` has fits that never see it.
+"""
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree, UInt8
+
+from dipddpm_jax import degrade, dip, fits, metrics, plots, stopping
+from dipddpm_jax.data.photographs import photograph
+from dipddpm_jax.data.pictures import square
+from dipddpm_jax.hybrids import Stage, staged_fit
+from dipddpm_jax.networks import ConvStack, SkipNet
+from dipddpm_jax.staging import WIDTHS
+from dipddpm_jax.tables import Measured
+from dipddpm_jax.types import Image
+
+SIGMA, RATE, PATIENCE, EVERY = 0.1, 5e-3, 50, 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A fit of the report: noise levels and epochs of its stages. One stage is what it calls traditional."""
+
+    layers: int = 3
+    levels: tuple[float, ...] = (0.1, 0.05, 0.025)
+    epochs: tuple[int, ...] = (1000, 1000, 1000)
+
+
+@dataclass(frozen=True)
+class Honest:
+    """A fit that sees the noisy picture alone (or, for comparison, the report's)."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """Side of the picture; what the inner widths and the numbers of epochs are divided by; steps of the real DIP; and
+    of the table of failures side and divisor of the widths."""
+
+    side: int
+    thinner: int = 1
+    fewer: int = 1
+    dip_steps: int = 3000
+    failure_side: int = 128
+    failure_thinner: int = 1
+
+
+def picture(name: str, side: int) -> Image:
+    """A colour photograph in [0, 1]."""
+    return jnp.asarray(square(photograph(name), side), jnp.float32) / 255
+
+
+def noisy(clean: Image, level: float, seed: int, draw: int) -> Image:
+    """Clean + level * N(0, 1), clipped; the same draw for every row."""
+    return degrade.add_gaussian(jax.random.fold_in(jax.random.key(seed), draw), clean, level)
+
+
+def psnr(clean: Image, output: Image) -> float:
+    """Of a clipped picture."""
+    return float(metrics.psnr(clean[None], jnp.clip(output, 0, 1)[None])[0])
+
+
+def ssim(clean: Image, output: Image) -> float:
+    """Of a clipped picture."""
+    return float(metrics.ssim(clean[None], jnp.clip(output, 0, 1)[None])[0])
+
+
+@functools.cache
+def _fit(widths: tuple[int, ...], num_steps: int, patience: int) -> dip.Dip:
+    """The report's: towards the clean picture, stopped by the PSNR to it. One object a program."""
+    rule = functools.partial(stopping.oracle_cumulative, num_steps=num_steps, patience=patience, every=EVERY)
+    return dip.Dip(ConvStack(widths), optax.adam(RATE), oracle=rule, code_jitter=0.0)
+
+
+@functools.cache
+def _honest_fit(widths: tuple[int, ...]) -> dip.Dip:
+    return dip.Dip(ConvStack(widths), optax.adam(RATE), stopper=stopping.discrepancy(), code_jitter=0.0)
+
+
+@functools.cache
+def _apply(widths: tuple[int, ...]):
+    return jax.jit(lambda params, x: ConvStack(widths).apply({"params": params}, x[None])[0])
+
+
+def _fitted(setting: Setting, clean: Image, widths: tuple[int, ...], fewer: int, seed: int):
+    """(parameters, stages, what each kept with its curves)."""
+    stages = []
+    for i, (level, epochs) in enumerate(zip(setting.levels, setting.epochs)):
+        steps = max(EVERY + 1, epochs // fewer)
+        stages.append(Stage(_fit(widths, steps, max(1, PATIENCE // fewer)),
+                            dip.DipProblem(noisy(clean, level, seed, i), clean, clean), steps))
+    state, kept = staged_fit(stages, stages[0].fit.init(stages[0].problem, jax.random.key(seed)))
+    return state.params, stages, kept
+
+
+def _looks(kept: list) -> list[np.ndarray]:
+    """PSNR of each stage at the epochs at which the report looks."""
+    rows = []
+    for _, curves in kept:
+        ran = int(np.sum(curves["active"]))
+        epochs = [e for e in range(ran) if e % EVERY == 0 or e == len(curves["active"]) - 1]
+        rows.append(-np.asarray(curves["score"], np.float64)[epochs])
+    return rows
+
+
+def measure(setting: Setting, size: Size, seed: int) -> Measured:
+    """A fit, scored as the report did and at one noise level for all, on noise that it has not seen."""
+    clean, other = picture("astronaut", size.side), picture("coffee", size.side)
+    widths = tuple(w // size.thinner for w in WIDTHS[setting.layers])
+    params, stages, kept = _fitted(setting, clean, widths, size.fewer, seed)
+    looks, outputs = _looks(kept), [np.asarray(result.output) for result, _ in kept]
+    best = np.maximum.accumulate([stage.max() for stage in looks])
+    inputs = [psnr(clean, stage.problem.code) for stage in stages]
+    model = functools.partial(_apply(widths), params)
+    # the report runs the traditional network once more, and takes the others' last evaluation
+    final = model(stages[-1].problem.code) if len(stages) == 1 else outputs[-1]
+    fresh, other_noisy = noisy(clean, SIGMA, seed, 100), noisy(other, SIGMA, seed, 101)
+    constant = psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
+    ran = sum(int(np.sum(curves["active"])) for _, curves in kept)
+    numbers = {
+        "psnr": psnr(clean, final), "ssim": ssim(clean, final), "input": inputs[-1],
+        "gain": psnr(clean, final) - inputs[-1], "mean_psnr": np.mean(best),
+        "mean_ssim": np.mean([ssim(clean, output) for output in outputs]), "mean_input": np.mean(inputs),
+        "fresh": psnr(clean, model(fresh)), "fresh_input": psnr(clean, fresh),
+        "other": psnr(other, model(other_noisy)), "other_input": psnr(other, other_noisy), "constant": constant,
+        "share": ran / sum(stage.num_steps for stage in stages),
+        "failed": float(psnr(clean, model(fresh)) < constant + 1)}
+    sheet = plots.tile(_shown([stages[-1].problem.code, final, fresh, model(fresh), clean]), 5)
+    caption = "from left: last input, its output, fresh noise of 0.1, its output, clean"
+    shown = {caption: sheet} if max(setting.epochs) != 200 and 500 not in setting.epochs else {}
+    return Measured(numbers, {"psnr": np.concatenate(looks).tolist()}, shown)
+
+
+def _shown(pictures: list[Image]) -> UInt8[np.ndarray, "n h w c"]:
+    """[0, 1] to bytes."""
+    return np.round(np.clip(np.stack([np.asarray(x) for x in pictures]), 0, 1) * 255).astype(np.uint8)
+
+
+def measure_failure(setting: Setting, size: Size, seed: int) -> Measured:
+    """The first stage only, at the report's own widths: does the network die?"""
+    clean = picture("astronaut", size.failure_side)
+    widths = tuple(w // size.failure_thinner for w in WIDTHS[setting.layers])
+    params, _, _ = _fitted(setting, clean, widths, max(1, size.fewer // 10), seed)
+    output = _apply(widths)(params, noisy(clean, SIGMA, seed, 100))
+    constant = psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
+    return Measured({"failed": float(psnr(clean, output) < constant + 1), "fresh": psnr(clean, output),
+                     "constant": constant})
+
+
+def measure_honest(setting: Honest, size: Size, seed: int) -> Measured:
+    """Restoring a photograph with noise of 0.1 without being shown the answer."""
+    clean = picture("astronaut", size.side)
+    measurement = noisy(clean, SIGMA, seed, 100)
+    key, sigma = jax.random.key(seed), jnp.float32(SIGMA)
+    widths = tuple(w // size.thinner for w in WIDTHS[3])
+    if setting.kind == "report":
+        params, _, _ = _fitted(Setting(), clean, widths, size.fewer, seed)
+        output = _apply(widths)(params, measurement)
+    elif setting.kind == "staged":
+        steps = 1000 // size.fewer
+        stages = [Stage(_honest_fit(widths), dip.DipProblem(
+            measurement + level * jax.random.normal(jax.random.fold_in(key, i), clean.shape), measurement, clean,
+            sigma=sigma), max(EVERY, steps)) for i, level in enumerate(Setting().levels)]
+        _, kept = staged_fit(stages, stages[0].fit.init(stages[0].problem, key))
+        output = kept[-1][0].output
+    else:
+        output = _dip(measurement, clean, size, key)
+    sheet = plots.tile(_shown([measurement, output, clean]), 3)
+    return Measured({"psnr": psnr(clean, output), "ssim": ssim(clean, output), "input": psnr(clean, measurement),
+                     "input_ssim": ssim(clean, measurement), "gain": psnr(clean, output) - psnr(clean, measurement)},
+                    {}, {"from left: noisy, restored, clean": sheet})
+
+
+@functools.cache
+def _dip_program(side: int, steps: int):
+    width = min(128, side // 4)
+    network = SkipNet(3, (width,) * 3, (width,) * 3, (4,) * 3)
+    fit = dip.Dip(network, optax.adam(0.01), stopper=stopping.held_out(300), fall_back=5.0)
+    return fit, jax.jit(functools.partial(fit.advance, num_steps=steps))
+
+
+def _dip(measurement: Image, clean: Image, size: Size, key: PyTree) -> Image:
+    """Ulyanov's: from a fixed random code to the noisy picture, stopped by pixels held out of the fit."""
+    fit, advance = _dip_program(size.side, size.dip_steps)
+    code, held, weights = jax.random.split(key, 3)
+    share = fits.held_out_share(size.side**2)
+    problem = dip.DipProblem(dip.noise_code(code, size.side, size.side), measurement, clean,
+                             held_out=degrade.random_mask(held, size.side, size.side, share))
+    return advance(problem, fit.init(problem, weights))[0].kept.average

@@ -1,0 +1,277 @@
+"""Tables of a report: what it printed, what we measure under the same protocol and under a sound one, and a verdict.
+
+A `Report` holds `Table`s, a table `Row`s (a setting and the printed numbers), `Column`s (what is measured) and
+`Claim`s. `table.measure(setting, size, seed)` measures one row once: `setting` is the report's own, `size` is
+`report.sizes[budget]`, a frozen dataclass that says how far that budget is smaller, `seed` counts from 0. It returns
+`Measured`: numbers by the keys of the columns (more are welcome), curves (lists of numbers), pictures (one uint8 sheet
+h w c a caption, kept of seed 0 only). `complete` appends one line a (row, seed) to results.jsonl and computes no line
+twice, so that a table can be made row by row; `pages.py` writes Markdown from these lines alone.
+A verdict is computed from `Results` by a rule that the claim states in words; `results.difference(a, b, key)` pairs
+rows by seed and `verdict_above` turns it into an answer. Reading a row that is not there raises `NotMeasured`.
+"""
+import contextlib
+import hashlib
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from dipddpm_jax import __version__, devices, plots
+
+Budget = Literal["smoke", "quick", "full"]
+BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
+Answer = Literal["holds", "does not hold", "cannot be told"]
+Line = dict[str, Any]
+
+
+class Verdict(NamedTuple):
+    """Whether a claim holds, and the figures that say so, in one line."""
+
+    answer: Answer
+    why: str
+
+
+class Measured(NamedTuple):
+    """What one measurement of one row gives."""
+
+    numbers: Mapping[str, float]
+    curves: Mapping[str, Sequence[float]] = {}
+    pictures: Mapping[str, UInt8[np.ndarray, "h w c"]] = {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting (a frozen dataclass) and what the report printed for it, by the keys of the columns."""
+
+    name: str
+    setting: Any
+    paper: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number that is shown: `kind` says whose protocol it follows; the unit stands in the title."""
+
+    key: str
+    title: str
+    kind: Literal["as reported", "sound", "control"]
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the report, the rule by which we judge it (in words), and that rule as a function."""
+
+    text: str
+    rule: str
+    judge: Callable[["Results"], Verdict]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A diagram made from results: `curves` gives x and one or more named series (None: a gap)."""
+
+    name: str
+    caption: str
+    curves: Callable[["Results"], tuple[Sequence[float], Mapping[str, Sequence[float | None]]]]
+    x_label: str = "step"
+    y_label: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are measured alike. `seeds` overrides the report's number of seeds at a budget."""
+
+    name: str
+    title: str
+    intro: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    measure: Callable[[Any, Any, int], Measured]
+    claims: tuple[Claim, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    seeds: Mapping[Budget, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a reference system's tables. `name` is its number; `sizes` what each budget means, `sized` in words."""
+
+    name: str
+    title: str
+    intro: str
+    tables: tuple[Table, ...]
+    sizes: Mapping[Budget, Any]
+    sized: Mapping[Budget, str]
+    seeds: Mapping[Budget, int]
+
+
+class NotMeasured(Exception):
+    """The row that a verdict or a plot needs is not in the results."""
+
+
+class Difference(NamedTuple):
+    """Mean of differences paired by seed, and half the width of its 95 % interval (Student's t)."""
+
+    mean: float
+    margin: float
+    count: int
+
+    def __str__(self) -> str:
+        margin = f" ± {self.margin:.2g}" if np.isfinite(self.margin) else ""
+        return f"{self.mean:+.3g}{margin} ({self.count} seed{'s' * (self.count > 1)})"
+
+
+def interval(values: Sequence[float]) -> Difference:
+    """Mean and 95 % interval of values that are independent between seeds; one value has an infinite interval."""
+    from scipy.stats import t
+
+    n = len(values)
+    margin = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.inf
+    return Difference(float(np.mean(values)), float(margin), n)
+
+
+class Results(NamedTuple):
+    """Lines of one table at one budget, by row and seed."""
+
+    lines: Mapping[str, Mapping[int, Line]]
+
+    def of(self, row: str, key: str) -> dict[int, float]:
+        """A number of a row by seed; what could not be measured (None) is nan. Raises NotMeasured."""
+        found = {seed: line["numbers"][key] for seed, line in self.lines.get(row, {}).items() if key in line["numbers"]}
+        if not found:
+            raise NotMeasured(f"{row} ({key})")
+        return {seed: np.nan if value is None else value for seed, value in found.items()}
+
+    def mean(self, row: str, key: str) -> float:
+        """Over seeds."""
+        return float(np.mean(list(self.of(row, key).values())))
+
+    def difference(self, a: str, b: str, key: str, key_b: str | None = None) -> Difference:
+        """Row a less row b, seed by seed (or two numbers of one row). Raises NotMeasured when no seed is common."""
+        of_a, of_b = self.of(a, key), self.of(b, key_b or key)
+        common = sorted(set(of_a) & set(of_b))
+        if not common:
+            raise NotMeasured(f"{a} and {b} with a common seed")
+        return interval([of_a[seed] - of_b[seed] for seed in common])
+
+    def curve(self, row: str, name: str, seed: int = 0) -> list[float]:
+        """A curve of a row. Raises NotMeasured."""
+        line = self.lines.get(row, {}).get(seed)
+        if line is None or name not in line["curves"]:
+            raise NotMeasured(f"{row} ({name})")
+        return line["curves"][name]
+
+
+def verdict_above(what: str, difference: Difference, least: float = 0.0) -> Verdict:
+    """Of a claim that `difference` is positive: it does not hold when the whole interval is below `least` (a difference
+    that nobody would see), holds when the whole interval is above 0, and cannot be told otherwise."""
+    low, high = difference.mean - difference.margin, difference.mean + difference.margin
+    answer: Answer = "does not hold" if high < least or high <= 0 else "holds" if low > 0 else "cannot be told"
+    return Verdict(answer, f"{what}: {difference}")
+
+
+def verdict_all(*verdicts: Verdict) -> Verdict:
+    """Of a claim that needs all of several."""
+    answers = [found.answer for found in verdicts]
+    answer: Answer = next((a for a in ("does not hold", "cannot be told") if a in answers), "holds")
+    return Verdict(answer, "; ".join(found.why for found in verdicts))
+
+
+def clock() -> float:
+    """Seconds; of the processor where it computes, so that neighbours on a shared machine do not count."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
+
+
+def fingerprint(setting: Any, size: Any) -> str:
+    """Of all that a line depends on besides its seed."""
+    return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
+
+
+def read_lines(file: Path) -> list[Line]:
+    """All complete lines; one that an interruption cut short is left out."""
+    lines = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Line]) -> Results:
+    """The lines that belong to the settings as they are now; of several of one seed, the last."""
+    found: dict[str, dict[int, Line]] = {}
+    wanted = {row.name: fingerprint(row.setting, report.sizes[budget]) for row in table.rows}
+    for line in lines:
+        if (line["report"], line["table"], line["budget"]) == (report.name, table.name, budget) and \
+                wanted.get(line["row"]) == line["setting"]:
+            found.setdefault(line["row"], {})[line["seed"]] = line
+    return Results(found)
+
+
+def _number(value: float) -> float | None:
+    return float(f"{float(value):.6g}") if np.isfinite(value) else None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _measure(report: Report, table: Table, row: Row, budget: Budget, seed: int, out: Path) -> Line:
+    began = clock()
+    numbers, curves, sheets = table.measure(row.setting, report.sizes[budget], seed)
+    seconds, pictures = clock() - began, {}
+    for i, (caption, sheet) in enumerate(sheets.items() if seed == 0 else ()):
+        pictures[caption] = f"{report.name}/{budget}-{_slug(table.name)}-{_slug(row.name)}-{i}.png"
+        (out / report.name).mkdir(parents=True, exist_ok=True)
+        plots.picture(sheet, plots.fit_scale(sheet.shape[1], 640)).save(out / pictures[caption], optimize=True)
+    return {
+        "report": report.name, "table": table.name, "row": row.name, "budget": budget, "seed": seed,
+        "setting": fingerprint(row.setting, report.sizes[budget]),
+        "numbers": {key: _number(value) for key, value in numbers.items()},
+        "curves": {name: [_number(value) for value in curve] for name, curve in curves.items()}, "pictures": pictures,
+        "seconds": round(seconds, 2), "machine": devices.machine(), "date": str(date.today()),
+        "versions": {"python": platform.python_version(), "jax": version("jax"), "dipddpm_jax": __version__}}
+
+
+def chosen_rows(report: Report, patterns: Sequence[str]) -> list[tuple[Table, Row]]:
+    """Rows whose "table/row" matches one of the patterns (with * and ?); all without patterns."""
+    return [(table, row) for table in report.tables for row in table.rows
+            if not patterns or any(fnmatch(f"{table.name}/{row.name}", pattern) for pattern in patterns)]
+
+
+def complete(
+    report: Report, budget: Budget, out: Path, patterns: Sequence[str] = (), seeds: int | None = None,
+    minutes: float = np.inf,
+) -> bool:
+    """Measures what results.jsonl lacks, seed by seed; begins nothing after so many minutes. True when all is there."""
+    file, began = out / "results.jsonl", time.monotonic()
+    lines = read_lines(file)
+    if file.exists() and not file.read_bytes().endswith(b"\n"):
+        file.open("a").write("\n")
+    done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
+    counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
+    for seed in range(max(counts.values())):
+        for table, row in chosen_rows(report, patterns):
+            if seed >= counts[table.name] or seed in done[table.name].get(row.name, {}):
+                continue
+            if time.monotonic() - began > 60 * minutes:
+                return False
+            line = _measure(report, table, row, budget, seed, out)
+            with file.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            print(f"{report.name} {table.name}/{row.name}, seed {seed}: {line['seconds']:.1f} s", file=sys.stderr)
+    return True
