@@ -115,7 +115,8 @@ def _made(lines: Sequence[Line]) -> str:
     seeds = sorted({line["seed"] for line in lines})
     return (f"{len(lines)} measurements, seeds {seeds[0]} to {seeds[-1]}, on {machines}; {versions}; {dates[0]}"
             + (f" to {dates[-1]}" if len(dates) > 1 else "") +
-            f"; {math.fsum(line['seconds'] for line in lines) / 60:.0f} minutes in all, compilation included.")
+            f"; {math.fsum(line['seconds'] for line in lines) / 60:.0f} minutes in all, compilation included."
+            + "".join(f" {note}" for note in sorted({line["note"] for line in lines if "note" in line})))
 
 
 def report_page(report: Report, lines: Sequence[Line], out: Path) -> str:
@@ -148,7 +149,8 @@ def report_page(report: Report, lines: Sequence[Line], out: Path) -> str:
 def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
     """The report card: one line a claim."""
     rows, counts = [], {"holds": 0, "does not hold": 0, "cannot be told": 0}
-    for report in reports:
+    measured = {line["report"] for line in lines}
+    for report in (report for report in reports if report.name in measured):
         for table in report.tables:
             budget = shown_budget(report, table, lines)
             results = results_of(report, table, budget, lines)
@@ -156,7 +158,8 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
                 found = verdict(claim, results, budget)
                 counts[found.answer] += 1
                 rows.append(f"| [{report.name}]({report.name}.md) | {claim.text} | **{found.answer}** | {found.why} |")
-    titles = [f"* [{report.name}]({report.name}.md): {report.title}" for report in reports]
+    titles = [f"* [{report.name}]({report.name}.md): {report.title}" if report.name in measured else
+              f"* {report.name}: {report.title} (not measured yet)" for report in reports]
     total = ", ".join(f"{count} {answer}" for answer, count in counts.items())
     return "\n".join([
         "# Report card", "", "This library reimplements five project reports that put deep image priors and diffusion "

@@ -222,7 +222,7 @@ def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Lin
     return Results(found)
 
 
-def _number(value: float) -> float | None:
+def _number(value: Any) -> float | None:
     return float(f"{float(value):.6g}") if np.isfinite(value) else None
 
 

@@ -4,6 +4,7 @@ The optimum is a network that outputs nothing, and an evaluation adds 100 draws 
 scores follow from the noise. Controls: the same draws without a network, and the closed form.
 """
 import functools
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from dipddpm_jax import data, hybrids, metrics, plots, schedules, training
+from dipddpm_jax import data, hybrids, judges, metrics, plots, schedules, training
+from dipddpm_jax.data.pictures import kept
 from dipddpm_jax.networks import ResidualDenoiser, TwoConvs
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.tables import (
@@ -62,9 +64,9 @@ class Size:
 
 
 @functools.cache
-def pictures(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out pictures, as bytes."""
-    return tuple(data.load(size.data, split, image_size=size.side).images for split in ("train", "test"))
+def pictures(size: Size) -> tuple[UInt8[Array, "n h w c"], UInt8[Array, "m h w c"]]:
+    """Training and held-out pictures."""
+    return tuple(jnp.asarray(data.load(size.data, split, image_size=size.side).images) for split in ("train", "test"))
 
 
 def make_loss(network: Any):
@@ -114,13 +116,26 @@ def _front_chunk(batch: int):
 @functools.cache
 def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyTree, np.ndarray, float]:
     """The report's "DIP", an auto-encoder of the whole data set: parameters of the best of several tries, its losses,
-    and the share of tries that are stuck (three channels with ReLU: where one dies, a colour is lost)."""
-    states, size = [_begin(TwoConvs(), {}, rate, size, i) for i in range(size.tries)], replace(
-        size, epoch=size.epoch * size.longer)
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    params, losses = _train(_front_chunk(batch // size.shrink), state, size, batch // size.shrink, epochs)
-    best = np.argmin(losses[:, -1])
-    return jax.tree.map(lambda leaf: leaf[best], params), losses[best], float(np.mean(losses[:, -1] > STUCK))
+    and the share of tries that are stuck (three channels with ReLU: where one dies, a colour is lost).
+
+    Kept in the user's cache folder, since a run may be completed in parts.
+    """
+    longer = replace(size, epoch=size.epoch * size.longer)
+    states = [_begin(TwoConvs(), {}, rate, size, i) for i in range(size.tries)]
+
+    def make() -> dict[str, np.ndarray]:
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        params, losses = _train(_front_chunk(batch // size.shrink), state, longer, batch // size.shrink, epochs)
+        best = np.argmin(losses[:, -1])
+        leaves = {f"{i}": np.asarray(leaf[best]) for i, leaf in enumerate(jax.tree.leaves(params))}
+        return {**leaves, "losses": losses[best], "stuck": np.mean(losses[:, -1] > STUCK)}
+
+    recipe = f"{rate} {batch} {epochs} {size!r}"
+    name = f"report-003-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
+    stored = kept(judges.cache().parent / "runs" / name, recipe, make)
+    leaves, structure = jax.tree.flatten(states[0].params)
+    params = jax.tree.unflatten(structure, [jnp.asarray(stored[f"{i}"]) for i in range(len(leaves))])
+    return params, stored["losses"], float(stored["stuck"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -177,8 +192,7 @@ def measure(setting: Setting, size: Size, seed: int) -> Measured:
         "ssim_many": float(jnp.mean(metrics.ssim(clean, ours, RANGE))),
         "ssim_identity": float(jnp.mean(metrics.ssim(clean, identity, RANGE))),
         "noisy": np.median(before), "denoised": np.median(after), "denoise_gain": np.median(after - before)}
-    shown = np.stack([np.asarray(PIXELS.decode(x[i])) for x in (clean, ours, identity, noisy, restored)
-                      for i in range(min(4, size.draws))])
+    shown = np.concatenate([np.asarray(PIXELS.decode(x[:4])) for x in (clean, ours, identity, noisy, restored)])
     sheet = plots.tile(shown, min(4, size.draws))
     caption = "from top: held-out pictures; after ten passes; the same noise without a network; noisy ones; those after"
     return Measured(numbers, {"loss": losses.tolist(), "front loss": front_losses.tolist()}, {caption: sheet})

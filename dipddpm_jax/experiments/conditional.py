@@ -1,7 +1,6 @@
 """Report 004: pictures of one to three named objects, from a DDPM whose network is told which.
 
-`training` repeats the report's runs, one change at a time. The other tables ask one recommended model for what the
-report did not try: guidance, fewer steps, composition, pairs that no training picture shows.
+`training` repeats the report's runs; the other tables ask one recommended model for what the report did not try.
 """
 import functools
 import hashlib
@@ -99,16 +98,17 @@ def trained(config: TrainConfig, keep_every: int) -> Path:
 
 
 @functools.lru_cache(2)
-def model_of(workdir: Path, step: int) -> sampling.Model:
-    """The weights of a checkpoint."""
-    return runs.load_run(workdir, step)[0]
+def model_of(workdir: Path, step: int) -> tuple[sampling.Model, judges.Judge]:
+    """The model of a checkpoint, and who says what its pictures show."""
+    model, _ = runs.load_run(workdir, step)
+    return model, label_accuracy.judge_for(model.config, model.facts, None)
 
 
 def accuracies(
     workdir: Path, step: int, sampler: SamplerConfig, lists: dict[str, np.ndarray], seed: int
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Label accuracy of each list, "shuffled" (of the last list's pictures, for one another's labels); pictures."""
-    judge = label_accuracy.judge_for((model := model_of(workdir, step)).config, model.facts, None)
+    model, judge = model_of(workdir, step)
     images = {name: sampling.draw(model, sampler, len(rows), seed, rows, batch_size=32).images
               for name, rows in lists.items()}
     found = {name: judges.accuracy(judge, images[name], rows) for name, rows in lists.items()}
@@ -200,7 +200,7 @@ RUNS = (
     Row("GELU, linear betas, 600 epochs", Setting(epochs=600),
         {"loss": 0.0013609619, "test": 45 / 72, "new": 58 / 84}, note="the report's final model"),
 )
-MINUTES = Column("minutes", "minutes of training", "sound", 1)
+MINUTES = Column("minutes", "minutes of training, pauses included", "sound", 1)
 RUN_COLUMNS = (
     Column("test", "test list, last checkpoint", "as reported", 3),
     Column("new", "new-test list, last checkpoint", "as reported", 3),
@@ -295,6 +295,6 @@ REPORT = Report(
      f"at learning rate 1e-3 in place of 400 epochs (56,000 steps of 128 at 1e-4), {QUICK.scored} checkpoints of the "
      f"last quarter instead of 19, {QUICK.num_steps} of 400 steps when drawing. The recommended model: pictures of "
      f"64x64, width 48 (1.2 million weights), patches of 4, {QUICK.model[3]} steps of 32. Digits: mnist5k, width "
-     f"{QUICK.digits[0]}, {QUICK.digits[1]} steps of 64.",
+     f"{QUICK.digits[0]}, {QUICK.digits[1]} steps of 64. The report's own runs are so short that they stay at chance.",
      "full": "as in the report; the recommended model with width 128, patches of 2, 60,000 steps of 128."},
     {"smoke": 1, "quick": 2, "full": 3})

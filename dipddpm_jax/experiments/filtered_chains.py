@@ -113,7 +113,7 @@ def start(setting: Start, steps: int, seed: int, count: int) -> Images:
         case "scaled":
             return SCHEDULE.noise_scale(t) * noise
         case "mean digit":
-            mean = PIXELS.encode(data.load("mnist5k").images).mean(0, keepdims=True)
+            mean = PIXELS.encode(jnp.asarray(data.load("mnist5k").images)).mean(0, keepdims=True)
             return process.add_noise(SCHEDULE, jnp.broadcast_to(mean, noise.shape), t, noise)
         case "noised DIP":
             return process.add_noise(SCHEDULE, 2 * filtered - 1, t, noise)
@@ -168,8 +168,11 @@ def variables(size: Size, epochs: int, inside: bool) -> PyTree:
 
 
 @functools.cache
-def chain(widths: tuple[int, int, int], steps: int, stride: int, ddim: bool):
-    """x at time `steps` -> x at time 0: the report's shortened chain, or DDIM from time 1000 with as many calls."""
+def chain(widths: tuple[int, int, int], steps: int, stride: int, ddim: bool = False, clip: bool = True):
+    """x at time `steps` -> x at time 0: the report's shortened chain, or DDIM from time 1000 with as many calls.
+
+    The report does not keep the believed picture within its range, so that its pictures drift to black or white.
+    """
     network = SmallUNet(widths=widths)
     grid = schedules.strided_grid(1000, steps // stride) if ddim else np.append(np.arange(steps, 0, -stride), 0)
     sampler = samplers.ddim if ddim else samplers.ancestral
@@ -177,20 +180,17 @@ def chain(widths: tuple[int, int, int], steps: int, stride: int, ddim: bool):
     @jax.jit
     def run(weights: PyTree, x: Images, keys: Key[Array, "n"]) -> Images:
         denoise = denoisers.from_network(lambda x, t, labels: network.apply(weights, x, t), SCHEDULE)
+        denoise = denoisers.clipped(denoise, SCHEDULE) if clip else denoise
         return sampler(denoise, SCHEDULE, x, grid, samplers.gaussian_noise(keys, x.shape[1:])).x
 
     return run
 
 
-def judged(x: Images, seed: int) -> tuple[dict[str, float], UInt8[np.ndarray, "n 28 28 1"]]:
-    """Distances to held-out digits in the judge's features (clipped pictures, and stretched as the report shows them),
-    and how sure it is."""
-    judge, real = judges.load("digits"), data.load("mnist5k", "test").images
-    images = np.asarray(PIXELS.decode(x))
-    clipped, shown = (judges.compare(judge, i, real, seed=seed, resamples=0) for i in (images, stretched(x)))
-    return {"fd": clipped["fd"], "kid": 1000 * clipped["kid"], "floor": clipped["floor"], "fd_shown": shown["fd"],
-            "sure": clipped["mean_confidence"], "real_sure": clipped["real_mean_confidence"],
-            "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}, images
+def judged(images: UInt8[np.ndarray, "n 28 28 1"], seed: int) -> dict[str, float]:
+    """Distances to held-out digits in the judge's features, and how sure it is."""
+    found = judges.compare(judges.load("digits"), images, data.load("mnist5k", "test").images, seed=seed, resamples=0)
+    return {"fd": found["fd"], "kid": 1000 * found["kid"], "floor": found["floor"], "sure": found["mean_confidence"],
+            "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}
 
 
 def stretched(x: Images) -> UInt8[np.ndarray, "n h w c"]:
@@ -205,10 +205,12 @@ def measure_start(setting: Start, size: Size, seed: int) -> tables.Measured:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
     weights, numbers, shown = variables(size, 20, False), {}, []
     for steps in STEPS:
-        x = start(setting, steps, seed, size.count)
-        x = chain(size.widths, min(steps, size.most), size.stride, setting.kind == "DDIM")(weights, x, keys)
-        found, images = judged(x, seed)
-        numbers |= {f"{name}{steps}": value for name, value in found.items()}
+        begin, length = start(setting, steps, seed, size.count), min(steps, size.most)
+        sound, reported = (chain(size.widths, length, size.stride, setting.kind == "DDIM", clip)(weights, begin, keys)
+                           for clip in (True, False))
+        images = np.asarray(PIXELS.decode(sound))
+        numbers |= {f"{name}{steps}": value for name, value in judged(images, seed).items()}
+        numbers[f"fd_shown{steps}"] = judged(stretched(reported), seed)["fd"]
         shown.append(images[: min(8, size.count)])
     first = np.asarray(start(setting, 500, seed, size.count))
     numbers |= {"mean": first.mean(), "sd": first.std(), "rough": np.mean([degrade.estimate_sigma(x) for x in first])}
@@ -221,17 +223,16 @@ def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
     x = start(Start("DIP", 2 if setting.steps == 1000 else 3), setting.steps, seed, size.count)
     weights = variables(size, setting.epochs, setting.inside)
-    run = chain(size.widths, min(setting.steps, size.most), size.stride, False)
-    found, images = judged(run(weights, x, keys), seed)
+    images = np.asarray(PIXELS.decode(chain(size.widths, min(setting.steps, size.most), size.stride)(weights, x, keys)))
     losses = trained(size, setting.inside)["losses"][: max(1, size.steps * setting.epochs // EPOCHS[-1])]
     sheet = plots.tile(images[:8], min(8, size.count))
-    return tables.Measured({**found, "loss": losses[-100:].mean()}, {}, {"samples": sheet})
+    return tables.Measured({**judged(images, seed), "loss": losses[-100:].mean()}, {}, {"samples": sheet})
 
 
 def measure_time(setting: Length, size: Size, seed: int) -> tables.Measured:
     """Seconds for one picture, all times visited; the median of several, compilation apart."""
     weights = variables(size, 20, False)
-    run = chain(size.widths, min(setting.steps, size.most), min(1000 // size.most, size.stride), False)
+    run = chain(size.widths, min(setting.steps, size.most), min(1000 // size.most, size.stride), clip=False)
     keys = jax.random.split(jax.random.key(seed), 1)
     network, prior = SkipNet(), fitted_dip(seed)
     begin = jax.jit(lambda noise: hybrids.filtered_noise(network, prior, noise, 2, 28))

@@ -76,7 +76,7 @@ def _shallow(results: Results) -> Verdict:
 
 def _stops(results: Results) -> Verdict:
     saved = [100 * (1 - share) for row in DEPTHS for share in results.of(row.name, "share").values()]
-    answer, why = verdict_above("% of the planned epochs saved, all rows", interval(saved), 1)
+    answer, why = verdict_above("% of the planned epochs saved, all rows", interval(saved), 1.0)
     return Verdict(answer, why.replace("seeds", "runs") + "; the rule looks at the clean picture")
 
 

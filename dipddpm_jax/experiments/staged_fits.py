@@ -115,7 +115,7 @@ def measure(setting: Setting, size: Size, seed: int) -> Measured:
     clean, other = picture("astronaut", size.side), picture("coffee", size.side)
     widths = tuple(w // size.thinner for w in WIDTHS[setting.layers])
     params, stages, kept = _fitted(setting, clean, widths, size.fewer, seed)
-    looks, outputs = _looks(kept), [np.asarray(result.output) for result, _ in kept]
+    looks, outputs = _looks(kept), [result.output for result, _ in kept]
     best = np.maximum.accumulate([stage.max() for stage in looks])
     inputs = [psnr(clean, stage.problem.code) for stage in stages]
     model = functools.partial(_apply(widths), params)
