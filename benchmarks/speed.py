@@ -139,7 +139,8 @@ def short(results: list[dict]) -> str:
         if all(sides.values()) and not r["name"].startswith("scaling"):
             ours, theirs = sides.values()
             lines.append(f"| {r['name']} | {ours:.3g} | {theirs:.3g} | {theirs / ours:.2f} |")
-    return "\n".join(lines)
+    wheres = "; ".join(dict.fromkeys(r["where"] for r in results))
+    return "\n".join([*lines, "", f"({wheres})"])
 
 
 def write(results: list[dict], out: Path) -> None:

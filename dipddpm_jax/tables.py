@@ -136,7 +136,7 @@ class Difference(NamedTuple):
         return f"{self.mean:+.3g}{margin} ({self.count} seed{'s' * (self.count > 1)})"
 
 
-def interval(values: Sequence[float]) -> Difference:
+def interval(values: Sequence[float] | np.ndarray) -> Difference:
     """Mean and 95 % interval of values that are independent between seeds; one value has an infinite interval."""
     from scipy.stats import t
 
