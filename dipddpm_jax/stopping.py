@@ -134,11 +134,11 @@ def push(state: Window, picture: Float[Array, "n"]) -> Window:
         jnp.where(slot == 0, jnp.stack([jnp.zeros_like(total[0]), total[0]]), total)
         for total in (state.sums, state.squares)
     )
-    change = jnp.stack([new, -old])
-    return state._replace(
-        ring=state.ring.at[slot].set(new), count=state.count + 1, sums=sums + change,
-        squares=squares + jnp.stack([jnp.sum(new * new), -jnp.sum(old * old)]),
-    )
+    sums = sums + jnp.stack([new, -old])
+    squares = squares + jnp.stack([jnp.sum(new * new), -jnp.sum(old * old)])
+    # A write that waits for all reads of the slot: else XLA copies the whole ring, once a step.
+    written = new + 0 * (sums[1] + squares[1])
+    return state._replace(ring=state.ring.at[slot].set(written), count=state.count + 1, sums=sums, squares=squares)
 
 
 def windowed_variance(window: int = 100, patience: int = 1000, pixels: int = 2**18) -> Stopper:
