@@ -11,6 +11,7 @@ import tyro
 
 from dipddpm_jax import config as configs
 from dipddpm_jax import dip_config
+from dipddpm_jax.commands import guarded
 from dipddpm_jax.config import RunOptions, TrainConfig
 from dipddpm_jax.dip_config import DipConfig, DipRun, StagedConfig
 from dipddpm_jax.errors import UserError
@@ -94,14 +95,8 @@ class SampleCommand:
 
 
 def _guard(command: Any, argv: Sequence[str]) -> None:
-    try:
+    with guarded():
         command(list(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def train_main(argv: Sequence[str] | None = None) -> None:

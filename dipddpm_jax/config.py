@@ -134,6 +134,8 @@ class TrainConfig:
     """Combinations of labels that no training picture may show, such as "red cube,blue sphere": all others are kept."""
     batch_size: int = 128
     steps: int = 2000
+    keep_every: int | None = None
+    """Steps between checkpoints that all stay, for label_accuracy; default: none."""
     seed: int = 0
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""
@@ -153,8 +155,6 @@ class RunOptions:
     """Go on with the run in --workdir (default: the newest), with its own configuration."""
     save_every: int = 500
     """Steps between checkpoints; the two newest and the best one stay."""
-    keep_every: int | None = None
-    """Steps between checkpoints that all stay, for label_accuracy; default: none. Give it again with --resume."""
     sample_every: int = 500
     """Steps between pictures of samples; 0 for the end only."""
     chunk: int = 20
@@ -176,7 +176,7 @@ class RunOptions:
 def check(config: TrainConfig, run: RunOptions = RunOptions()) -> None:
     """Raises UserError for numbers that no run can have."""
     positive = {"--steps": config.steps, "--batch-size": config.batch_size, "--chunk": run.chunk,
-                "--save-every": run.save_every, "--keep-every": run.keep_every,
+                "--save-every": run.save_every, "--keep-every": config.keep_every,
                 "--schedule.num-steps": config.schedule.num_steps,
                 "--image-size": config.image_size, "--budget": run.budget, "--devices": run.devices,
                 "--optimizer.decay-every": config.optimizer.decay_every, "--pixel-std": config.pixel_std}

@@ -1,5 +1,4 @@
 """python -m dipddpm_jax.evaluate RUN: the command line of `evaluation`, parsed before JAX is imported."""
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from dipddpm_jax import config as configs
+from dipddpm_jax.commands import guarded
 from dipddpm_jax.errors import UserError
 
 
@@ -84,14 +84,8 @@ def run(argv: Sequence[str] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A user's mistake is one line on stderr and exit status 2."""
-    try:
+    with guarded():
         print(run(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float, Float64, Int, PyTree, UInt8
 from scipy.special import expit, softmax
 
 from dipddpm_jax import __version__, devices, judge_training, metrics, torch_weights
+from dipddpm_jax.commands import guarded
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.networks.classifier import Classifier
 from dipddpm_jax.networks.resnet18 import ResNet18
@@ -257,12 +257,9 @@ def save(judge: Judge, state: dict[str, np.ndarray], path: Path, record: dict[st
 def main(argv: list[str] | None = None) -> None:
     """python -m dipddpm_jax.judges NAME"""
     command = tyro.cli(Command, args=argv, prog="dipddpm_jax.judges")
-    try:
+    with guarded("interrupted; the same command goes on"):
         devices.set_up()
         print(build(command))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

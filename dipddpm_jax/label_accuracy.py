@@ -4,7 +4,6 @@ The command scores lists of labels as the report of system 004 does, one line of
 chooses a checkpoint by a validation list, never by those to test on.
 """
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, data, devices, judges, runs, sampling
 from dipddpm_jax import config as configs
+from dipddpm_jax.commands import guarded
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
 from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
@@ -182,12 +182,9 @@ def run(command: Command) -> str:
 def main(argv: list[str] | None = None) -> None:
     """python -m dipddpm_jax.label_accuracy RUN"""
     command = tyro.cli(Command, args=argv, prog="dipddpm_jax.label_accuracy")
-    try:
+    with guarded("interrupted; the same command goes on"):
         devices.set_up()
         print(run(command))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

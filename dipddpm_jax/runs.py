@@ -134,8 +134,8 @@ class Trainer:
         self.log = Log(self.workdir / "metrics.jsonl", step) if self.first else None
         bar = tqdm(total=config.steps, initial=step, unit="step", disable=not self.first, dynamic_ncols=True)
         with checkpoints.open_manager(
-                self.workdir / "checkpoints", keep_every=run.keep_every) as manager, stop_signals() as signals, bar:
-            previous, kept = None, [run.save_every] + [run.keep_every] * bool(run.keep_every)
+                self.workdir / "checkpoints", keep_every=config.keep_every) as manager, stop_signals() as signals, bar:
+            previous, kept = None, [run.save_every] + [config.keep_every] * bool(config.keep_every)
             while step < config.steps:
                 # a chunk ends where a checkpoint or a picture is due, so that these fall on the same steps always
                 marks = kept + [run.sample_every] * (run.sample_every > 0)

@@ -6,7 +6,6 @@ is b_mid.0.conv1.weight. Layouts follow from rank: kernels (height, width, in, o
 height, width) and (out, in), whatever else has three or four axes moves its channels to the front.
 """
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import tyro
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from dipddpm_jax.commands import guarded
 from dipddpm_jax.config import Facts, TrainConfig
 from dipddpm_jax.errors import UserError
 
@@ -194,7 +194,7 @@ class Export:
 def main(argv: list[str] | None = None) -> None:
     """python -m dipddpm_jax.torch_weights export WORKDIR OUT.safetensors"""
     command = tyro.extras.subcommand_cli_from_dict({"export": Export}, args=argv, prog="dipddpm_jax.torch_weights")
-    try:
+    with guarded():
         if command.out.suffix != ".safetensors":
             raise UserError(f"{command.out} must end in .safetensors")
         from dipddpm_jax import runs
@@ -202,9 +202,6 @@ def main(argv: list[str] | None = None) -> None:
         model, step = runs.load_run(command.workdir, command.step)
         state = export_torch(model.weights)
         write(state, command.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print(f"{len(state)} entries of step {step} written to {command.out}")
 
 

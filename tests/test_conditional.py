@@ -130,12 +130,13 @@ TILE = 5 * (16 + 2)  # pixels from one picture of a grid to the next: small ones
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """`python train.py scenes`, tiny, whose every checkpoint is kept."""
+    """`python train.py scenes`, tiny, whose every checkpoint is kept, also by a resumed run that does not say so."""
     folder = tmp_path_factory.mktemp("conditional")
+    where = ["--data-dir", str(folder / "data"), "--workdir", str(folder / "run")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "NUM_PICTURES", {"train": 60, "test": 8})
-        cli.train_main(["scenes", *TINY, "--without", PAIR, "--keep-every", "1", "--data-dir", str(folder / "data"),
-                        "--workdir", str(folder / "run")])
+        cli.train_main(["scenes", *TINY, "--without", PAIR, "--keep-every", "1", *where])
+        cli.train_main(["--resume", "--steps", "5", "--chunk", "1", "--sample-every", "0", *where])
     return folder / "run"
 
 
@@ -152,21 +153,21 @@ def judge(monkeypatch):
 
 
 def test_every_kept_checkpoint_is_scored_once(run, judge, capsys, monkeypatch):
-    assert checkpoints.steps(run / "checkpoints") == [1, 2, 3, 4]
+    assert checkpoints.steps(run / "checkpoints") == [1, 2, 3, 4, 5]
     args = [str(run), "--lists", "validation", "test", "--seeds", "2", "--num-steps", "2"]
     label_accuracy.main(args)
     table, path = capsys.readouterr().out, run / "accuracy.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 4 * 2 * 2 and {row["labels"] for row in rows} == {72}
+    assert len(rows) == 5 * 2 * 2 and {row["labels"] for row in rows} == {72}
     assert all(row["accuracy"] * 72 == pytest.approx(round(row["accuracy"] * 72)) for row in rows)
-    assert "| 4 |" in table and "Chosen by the validation list: step" in table and "2 seeds" in table
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + '\n{"step": 4, "li')  # killed while writing
+    assert "| 5 |" in table and "Chosen by the validation list: step" in table and "2 seeds" in table
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + '\n{"step": 5, "li')  # killed while writing
     drawn, draw = [], sampling.draw
     monkeypatch.setattr(sampling, "draw", lambda *args, **options: drawn.append(1) or draw(*args, **options))
     label_accuracy.main(args)
     assert len(drawn) == 1 and capsys.readouterr().out == table
     label_accuracy.main([*args[:-4], "--seeds", "1", "--steps", "2", "--num-steps", "2"])
-    assert len(drawn) == 1 and "| 4 |" not in capsys.readouterr().out
+    assert len(drawn) == 1 and "| 5 |" not in capsys.readouterr().out
     label_accuracy.main([str(run), "--lists", "unseen", "seen", "--seeds", "1", "--steps", "3", "--compose"])
     assert [row["labels"] for row in map(json.loads, path.read_text().splitlines())][-2:] == [2, 24]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dipddpm_jax import experiments
+from dipddpm_jax.commands import guarded
 from dipddpm_jax.errors import UserError
 
 
@@ -63,14 +64,8 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A user's mistake is one line on stderr and exit status 2."""
-    try:
+    with guarded("interrupted; what was measured is kept"):
         run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was measured is kept", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
