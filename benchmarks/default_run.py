@@ -9,7 +9,6 @@ README's paragraph.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,14 +21,6 @@ import numpy as np
 REPO = Path(__file__).parents[1]
 RESULTS = REPO / "docs" / "results"
 COUNT = 1000
-
-
-def machine() -> str:
-    """Cores and processor."""
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
-        if cpu.exists() else [platform.processor()]
-    return f"{os.cpu_count()} cores of {names[0]}"
 
 
 def timed(*command: str) -> float:
@@ -65,10 +56,12 @@ def measure(steps: int | None, seed: int) -> dict:
         name = f"digits_{rows[-1]['step']}.png" if steps else "digits.png"
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / name).write_bytes((workdir / "samples.png").read_bytes())
+    from dipddpm_jax import devices  # JAX would share the cores with the runs
+
     losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
     return {"steps": rows[-1]["step"], "seconds": round(seconds), "sampling_seconds": round(sampling),
             "held_out_loss": losses[-1], "best_held_out_loss": min(losses), "read": share, "real_read": real,
-            "seed": seed, "picture": name, "machine": machine(), "date": str(date.today())}
+            "seed": seed, "picture": name, "machine": devices.machine(), "date": str(date.today())}
 
 
 def sentence(r: dict) -> str:

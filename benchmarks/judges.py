@@ -147,7 +147,7 @@ def page_of(r: dict) -> list[str]:
     lines = [f"## {name}", "",
              f"{record['network']} with widths {', '.join(map(str, record['widths']))}, {r['features']} features, "
              f"{r['kilobytes']} kB; trained on {record['pictures']} pictures of `{record['data']}` (seed "
-             f"{record['seed']}) by `python -m dipddpm_jax.judges {name}` "
+             f"{record['seed']}) by `python -m dipddpm_jax judge {name}` "
              f"({record['machine']}, {record['date']}). Accuracy on {record['held_out']} held-out pictures: "
              f"**{100 * r['accuracy']:.2f} %**.",
              "", f"n = {r['count']} changed pictures beside {r['reference']} other real ones, {r['seeds']} seeds.", ""]

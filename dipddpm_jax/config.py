@@ -135,7 +135,7 @@ class TrainConfig:
     batch_size: int = 128
     steps: int = 2000
     keep_every: int | None = None
-    """Steps between checkpoints that all stay, for label_accuracy; default: none."""
+    """Steps between checkpoints that all stay, for label-accuracy; default: none."""
     seed: int = 0
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""

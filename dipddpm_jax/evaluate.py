@@ -27,7 +27,7 @@ class Command:
     data: str | None = None
     """Real pictures to compare with; default: what the run was trained on."""
     judge: str | None = None
-    """digits, crops, scenes, another data set's, a file that `python -m dipddpm_jax.judges` wrote, or the iCLEVR
+    """digits, crops, scenes, another data set's, a file that `python -m dipddpm_jax judge` wrote, or the iCLEVR
     course's checkpoint.pth; default: the one that belongs to the data."""
     sampler: str | None = None
     """ancestral, ddim, heun or dpmpp_2m; default: as the run was configured, like the next options."""

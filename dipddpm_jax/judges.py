@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -18,13 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import linen as nn
 from jaxtyping import Array, Float, Float64, Int, PyTree, UInt8
 from scipy.special import expit, softmax
 
 from dipddpm_jax import __version__, devices, judge_training, metrics, torch_weights
-from dipddpm_jax.commands import guarded
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.networks.classifier import Classifier
 from dipddpm_jax.networks.resnet18 import ResNet18
@@ -66,7 +63,7 @@ def load(name: str, path: Path | None = None) -> Judge:
     path = path or path_of(name)
     if not path.is_file():
         raise UserError(f"the judge {name!r} has no weights here ({path}); build them: "
-                        f"python -m dipddpm_jax.judges {name}")
+                        f"python -m dipddpm_jax judge {name}")
     state, record = torch_weights.read(path), _record(path)
     network = NETWORKS[record["network"]](len(record["label_names"]), tuple(record["widths"]))
     shape = tuple(record["image_shape"])
@@ -81,7 +78,7 @@ def _record(path: Path) -> dict[str, Any]:
     with safe_open(path, "np") as file:
         metadata = file.metadata() or {}
     if "judge" not in metadata:
-        raise UserError(f"{path} holds weights, but no judge: python -m dipddpm_jax.judges writes those")
+        raise UserError(f"{path} holds weights, but no judge: python -m dipddpm_jax judge writes those")
     return json.loads(metadata["judge"])
 
 
@@ -200,23 +197,8 @@ def confidence(judge: Judge, found: Float[np.ndarray, "n k"]) -> float | None:
     return float(chosen.mean()) if chosen.size else None
 
 
-@dataclass(frozen=True)
-class Command:
-    """Trains a judge and writes its weights. The same command goes on where it was interrupted."""
-
-    name: tyro.conf.Positional[str]
-    """digits (of mnist5k), crops (of photo_crops: which photograph), scenes, or a data set with classes."""
-    seed: int = 0
-    out: Path | None = None
-    """File to write; default: where judges are loaded from."""
-    minutes: float | None = None
-    """Stop after so many, to go on later."""
-    data_dir: Path | None = None
-    """Where data sets are kept."""
-
-
-def build(command: Command) -> str:
-    """Trains, measures, writes; returns what to tell the user."""
+def build(command: Any) -> str:
+    """python -m dipddpm_jax judge: trains, measures, writes; returns what to tell the user."""
     recipe = judge_training.recipe(command.name, command.data_dir)
     directory, out = cache() / f"{command.name}-{command.seed}", command.out or path_of(command.name)
     began = time.process_time()
@@ -252,15 +234,3 @@ def save(judge: Judge, state: dict[str, np.ndarray], path: Path, record: dict[st
         path.write_bytes(safetensors.save(state, {"judge": json.dumps(record)}))  # save_file's is for its owner only
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}); --out names another file") from None
-
-
-def main(argv: list[str] | None = None) -> None:
-    """python -m dipddpm_jax.judges NAME"""
-    command = tyro.cli(Command, args=argv, prog="dipddpm_jax.judges")
-    with guarded("interrupted; the same command goes on"):
-        devices.set_up()
-        print(build(command))
-
-
-if __name__ == "__main__":
-    main()

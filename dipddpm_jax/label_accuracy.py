@@ -4,17 +4,15 @@ The command scores lists of labels as the report of system 004 does, one line of
 chooses a checkpoint by a validation list, never by those to test on.
 """
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from dipddpm_jax import checkpoints, data, devices, judges, runs, sampling
+from dipddpm_jax import checkpoints, data, judges, runs, sampling
 from dipddpm_jax import config as configs
-from dipddpm_jax.commands import guarded
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
 from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
@@ -22,29 +20,6 @@ from dipddpm_jax.errors import UserError
 FIXED = {"validation": scenes.validation_labels, "test": scenes.test_labels, "new_test": scenes.new_test_labels}
 KEY = ("step", "list", "seed", "sampler", "judge")
 PER_CLASS = 10  # pictures of each class, of a model with one label a picture
-
-
-@dataclass(frozen=True)
-class Command:
-    """Scores the kept checkpoints of a run; what accuracy.jsonl in the run already holds is not done again."""
-
-    workdir: tyro.conf.Positional[Path | None] = None
-    """Directory of a training run; default: the newest in runs/."""
-    lists: tuple[str, ...] = ()
-    """validation, test, new_test; unseen (combinations that were held out of training) and seen (others, to compare);
-    classes (a model with one label a picture). Default: all that there are."""
-    guidance: float | None = None
-    """Weight of classifier-free guidance; default: as the run was configured, like the next three."""
-    num_steps: int | None = None
-    sampler: str | None = None
-    compose: bool = False
-    seeds: int = 2
-    steps: tuple[int, ...] = ()
-    """Checkpoints; default: all."""
-    evaluator: Path | None = None
-    """The course's checkpoint.pth, for iCLEVR."""
-    data_dir: Path | None = None
-    """Folder with iCLEVR's test.json and new_test.json."""
 
 
 def judge_for(config: TrainConfig, facts: Facts, evaluator: Path | None) -> judges.Judge:
@@ -143,8 +118,8 @@ def training_minutes(workdir: Path) -> float:
     return float(sum(n * batch / max(row["images_per_s"], 0.1) for n, row in zip(steps, rows)) / 60)
 
 
-def run(command: Command) -> str:
-    """Scores what is not scored yet and returns the table. Raises UserError."""
+def run(command: Any) -> str:
+    """python -m dipddpm_jax label-accuracy: scores what is not scored yet and returns the table. Raises UserError."""
     workdir = command.workdir or configs.newest_run()
     _, config, facts = configs.load(workdir / "config.json")
     sampler = configs.changed_sampler(config.sampler, {
@@ -177,15 +152,3 @@ def run(command: Command) -> str:
         f"\nJudge: {judge.name}, accuracy {judge.accuracy:.4f} on held-out pictures; {command.seeds} seeds; "
         f"{sampler.name}, {sampler.num_steps or 'default'} steps, guidance {sampler.guidance:g}"
         + (", composed" if sampler.compose else ""))
-
-
-def main(argv: list[str] | None = None) -> None:
-    """python -m dipddpm_jax.label_accuracy RUN"""
-    command = tyro.cli(Command, args=argv, prog="dipddpm_jax.label_accuracy")
-    with guarded("interrupted; the same command goes on"):
-        devices.set_up()
-        print(run(command))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,18 +7,15 @@ height, width) and (out, in), whatever else has three or four axes moves its cha
 """
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import traverse_util
 from jaxtyping import PyTree
 
-from dipddpm_jax.commands import guarded
 from dipddpm_jax.config import Facts, TrainConfig
 from dipddpm_jax.errors import UserError
 
@@ -177,33 +174,3 @@ def _facts_of(config: TrainConfig) -> list[Facts]:
         shape = config.image_size, config.image_size, shape[2]
     with_labels = [Facts(shape, names, multi_hot=known is None)] if config.labels else []
     return [*with_labels, Facts(shape)]
-
-
-@dataclass(frozen=True)
-class Export:
-    """Writes the (averaged) weights of a run as a .safetensors file with PyTorch's names and layouts."""
-
-    workdir: tyro.conf.Positional[Path]
-    """Directory of the run."""
-    out: tyro.conf.Positional[Path]
-    """File to write."""
-    step: int | None = None
-    """Checkpoint to use; default: the newest."""
-
-
-def main(argv: list[str] | None = None) -> None:
-    """python -m dipddpm_jax.torch_weights export WORKDIR OUT.safetensors"""
-    command = tyro.extras.subcommand_cli_from_dict({"export": Export}, args=argv, prog="dipddpm_jax.torch_weights")
-    with guarded():
-        if command.out.suffix != ".safetensors":
-            raise UserError(f"{command.out} must end in .safetensors")
-        from dipddpm_jax import runs
-
-        model, step = runs.load_run(command.workdir, command.step)
-        state = export_torch(model.weights)
-        write(state, command.out)
-    print(f"{len(state)} entries of step {step} written to {command.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,6 +22,11 @@ def pytest_addoption(parser):
     parser.addoption("--write-parity", type=Path, help="file whose table of worst errors is replaced (docs/parity.md)")
 
 
+def pytest_configure(config):
+    if config.getoption("write_parity") and config.getoption("numprocesses", 0):
+        raise pytest.UsageError("--write-parity needs all tests in one process: add -n 0")
+
+
 def pytest_generate_tests(metafunc):
     if "golden_file" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("golden")
@@ -29,6 +34,13 @@ def pytest_generate_tests(metafunc):
         files = {file.stem: file for folder in folders for file in folder.glob("*.npz")}
         assert files, f"{chosen} holds no .npz files"
         metafunc.parametrize("golden_file", [files[name] for name in sorted(files)], ids=sorted(files))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """A compiled program holds about ten mappings of memory; Linux ends a process that asks for more than 65,530."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

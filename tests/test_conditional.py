@@ -26,6 +26,7 @@ from dipddpm_jax import (
     schedules,
 )
 from dipddpm_jax import config as configs
+from dipddpm_jax.__main__ import main
 from dipddpm_jax.config import Facts, SamplerConfig, ScheduleConfig, UNet
 from dipddpm_jax.data import scenes
 from dipddpm_jax.errors import UserError
@@ -154,8 +155,8 @@ def judge(monkeypatch):
 
 def test_every_kept_checkpoint_is_scored_once(run, judge, capsys, monkeypatch):
     assert checkpoints.steps(run / "checkpoints") == [1, 2, 3, 4, 5]
-    args = [str(run), "--lists", "validation", "test", "--seeds", "2", "--num-steps", "2"]
-    label_accuracy.main(args)
+    args = ["label-accuracy", str(run), "--lists", "validation", "test", "--seeds", "2", "--num-steps", "2"]
+    main(args)
     table, path = capsys.readouterr().out, run / "accuracy.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 5 * 2 * 2 and {row["labels"] for row in rows} == {72}
@@ -164,11 +165,11 @@ def test_every_kept_checkpoint_is_scored_once(run, judge, capsys, monkeypatch):
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + '\n{"step": 5, "li')  # killed while writing
     drawn, draw = [], sampling.draw
     monkeypatch.setattr(sampling, "draw", lambda *args, **options: drawn.append(1) or draw(*args, **options))
-    label_accuracy.main(args)
+    main(args)
     assert len(drawn) == 1 and capsys.readouterr().out == table
-    label_accuracy.main([*args[:-4], "--seeds", "1", "--steps", "2", "--num-steps", "2"])
+    main([*args[:-4], "--seeds", "1", "--steps", "2", "--num-steps", "2"])
     assert len(drawn) == 1 and "| 5 |" not in capsys.readouterr().out
-    label_accuracy.main([str(run), "--lists", "unseen", "seen", "--seeds", "1", "--steps", "3", "--compose"])
+    main(["label-accuracy", str(run), "--lists", "unseen", "seen", "--seeds", "1", "--steps", "3", "--compose"])
     assert [row["labels"] for row in map(json.loads, path.read_text().splitlines())][-2:] == [2, 24]
 
 
@@ -189,7 +190,7 @@ def test_the_validation_list_chooses_alone():
 def test_what_cannot_be_scored_is_refused(run, judge, capsys, args, words):
     before = (run / "accuracy.jsonl").read_text() if (run / "accuracy.jsonl").exists() else None
     with pytest.raises(SystemExit) as stopped:
-        label_accuracy.main([str(run), *args])
+        main(["label-accuracy", str(run), *args])
     text = capsys.readouterr().err
     assert stopped.value.code == 2 and len(text.splitlines()) == 1
     assert re.search(words, text), text

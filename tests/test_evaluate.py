@@ -131,7 +131,7 @@ def test_pictures_are_asked_for_as_real_ones_are():
     (["RUN", "--data", "mnist6k"], "did you mean mnist5k"),
     (["RUN", "--data", "photo_crops", "--samples", "GREY"], "1 channels"),
     (["RUN", "--judge", "scenes", "--samples", "GREY"], "channels"),
-    (["RUN", "--judge", "cat"], "python -m dipddpm_jax.judges cat"),
+    (["RUN", "--judge", "cat"], "python -m dipddpm_jax judge cat"),
     (["RUN", "--judge", "none.pth"], "no such file"),
     (["RUN", "--samples", "none.npz"], "none.npz"),
     (["RUN", "--samples", "FLOAT"], "uint8"),

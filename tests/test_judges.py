@@ -6,6 +6,7 @@ import pytest
 from scipy import linalg, ndimage, special
 
 from dipddpm_jax import data, judge_training, judges, metrics, torch_weights
+from dipddpm_jax.__main__ import main
 from dipddpm_jax.data import rendering
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.networks.classifier import Classifier
@@ -175,7 +176,7 @@ def test_a_judge_comes_back_from_its_file(tmp_path, monkeypatch):
     assert found.record["seed"] == 3
     np.testing.assert_array_equal(judges.scores(found, noise(3)), judges.scores(judge, noise(3)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="python -m dipddpm_jax.judges cifar10"):
+    with pytest.raises(UserError, match="python -m dipddpm_jax judge cifar10"):
         judges.load("cifar10")
     torch_weights.write(torch_weights.export_torch(judge.weights), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no judge"):
@@ -314,9 +315,9 @@ def test_the_command(tmp_path, compiled, monkeypatch, capsys):
     monkeypatch.setattr(judge_training, "make_pass", lambda recipe, length: compiled)
     monkeypatch.setattr(judge_training, "recipe", lambda name, data_dir: toy())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    judges.main(["toy", "--minutes", "0"])
+    main(["judge", "toy", "--minutes", "0"])
     assert "not finished" in capsys.readouterr().out
-    judges.main(["toy"])
+    main(["judge", "toy"])
     assert "accuracy 100.00 % on 64 held-out pictures" in capsys.readouterr().out
     judge = judges.load("toy")
     assert judge.accuracy == 1 and judge.record["pictures"] == 4 * 64
@@ -330,6 +331,6 @@ def test_the_command(tmp_path, compiled, monkeypatch, capsys):
 def test_the_command_refuses(args, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
-        judges.main(args)
+        main(["judge", *args])
     text = capsys.readouterr().err
     assert stopped.value.code == 2 and words in text and len(text.splitlines()) <= 2

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dipddpm_jax import cli, runs, torch_weights
+from dipddpm_jax import cli, runs
+from dipddpm_jax.__main__ import main
 from dipddpm_jax.data import scenes
 from dipddpm_jax.presets import PRESETS
 
@@ -48,7 +49,7 @@ def test_a_trained_network_runs_in_pytorch(tmp_path):
     run, file = tmp_path / "run", tmp_path / "weights.safetensors"
     cli.train_main(["residual-denoiser", "--data", "photo_crops", "--network.num-blocks", "3", "--batch-size", "8",
                     "--schedule.num-steps", "10", "--steps", "20", "--workdir", str(run)])
-    torch_weights.main(["export", str(run), str(file)])
+    main(["export", str(run), str(file)])
     network = system003.DDPM(system003.sigma_table("linear", 10), num_blocks=3)
     network.load_state_dict(load_file(file), strict=True)
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from parity_networks import compiled
 from safetensors.numpy import save_file
 
 from dipddpm_jax import torch_weights
+from dipddpm_jax.__main__ import main
 from dipddpm_jax.networks import AttentionUNet, ContextUnet, ConvStack, ResidualDenoiser, SkipNet, SmallUNet
 from dipddpm_jax.types import UserError
 
@@ -190,7 +191,7 @@ def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
     network = NETWORKS["stack"]
     variables = random_variables(*network)
     monkeypatch.setattr(runs, "load_run", lambda workdir, step: (sampling.Model(None, None, network[0], variables), 7))
-    torch_weights.main(["export", str(tmp_path), str(tmp_path / "a.safetensors")])
+    main(["export", str(tmp_path), str(tmp_path / "a.safetensors")])
     assert "6 entries of step 7" in capsys.readouterr().out
     back = torch_weights.import_torch(torch_weights.read(tmp_path / "a.safetensors"), template(*network))
     assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
@@ -199,7 +200,7 @@ def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("out, message", [("a.pt", "must end in .safetensors"), ("a.safetensors", "training run")])
 def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, capsys, out, message):
     with pytest.raises(SystemExit) as caught:
-        torch_weights.main(["export", str(tmp_path), str(tmp_path / out)])
+        main(["export", str(tmp_path), str(tmp_path / out)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and message in error and error.count("\n") == 1
 

@@ -5,7 +5,7 @@ scores follow from the noise. Controls: the same draws without a network, and th
 """
 import functools
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ class Setting:
 @dataclass(frozen=True)
 class Size:
     """`epoch`: pictures in one epoch; `draws`: evaluations, each of another picture; `shrink` divides the batches;
-    `tries`: random weights that the DIP is trained from, `longer` times as long."""
+    `tries`: random weights that the DIP is trained from."""
 
     epoch: int
     draws: int
@@ -59,7 +59,6 @@ class Size:
     shrink: int = 1
     blocks: int = 10
     tries: int = 8
-    longer: int = 1
     data: str = "photo_crops"
 
 
@@ -120,12 +119,11 @@ def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyT
 
     Kept in the user's cache folder, since a run may be completed in parts.
     """
-    longer = replace(size, epoch=size.epoch * size.longer)
     states = [_begin(TwoConvs(), {}, rate, size, i) for i in range(size.tries)]
 
     def make() -> dict[str, np.ndarray]:
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        params, losses = _train(_front_chunk(batch // size.shrink), state, longer, batch // size.shrink, epochs)
+        params, losses = _train(_front_chunk(batch // size.shrink), state, size, batch // size.shrink, epochs)
         best = np.argmin(losses[:, -1])
         leaves = {f"{i}": np.asarray(leaf[best]) for i, leaf in enumerate(jax.tree.leaves(params))}
         return {**leaves, "losses": losses[best], "stuck": np.mean(losses[:, -1] > STUCK)}
@@ -270,7 +268,7 @@ def _losses(results: Results):
     return epochs, {**curves, "noise floor, DDPM": [1e-4 * results.mean(BASE, "loss_floor")] * len(epochs)}
 
 
-QUICK = Size(epoch=1600, draws=48, side=16, shrink=8, longer=4)
+QUICK = Size(epoch=6400, draws=48, side=16, shrink=8)
 HAS_CIFAR = (data.default_data_dir() / "cifar10").is_dir()
 REPORT = Report(
     "003", "an auto-encoder with injected noise, called DDPM, with and without a DIP",
@@ -291,7 +289,7 @@ REPORT = Report(
      "full": Size(epoch=50_000, draws=512, data="cifar10" if HAS_CIFAR else "photo_crops")},
     {"smoke": "two steps an epoch.",
      "quick": f"crops of {QUICK.side} x {QUICK.side} from scikit-image's photographs in place of CIFAR-10; batches of "
-     f"8 (16 for 128) and {QUICK.epoch} pictures an epoch instead of 64 (128) and 50,000, {QUICK.longer} times as many "
-     "for the DIP; networks, rates and numbers of epochs as in the report.",
+     f"8 (16 for 128) and {QUICK.epoch} pictures an epoch instead of 64 (128) and 50,000; networks, rates and numbers "
+     "of epochs as in the report.",
      "full": "CIFAR-10 if it is prepared, else crops of photographs; all sizes as in the report."},
     {"smoke": 1, "quick": 3, "full": 5})

@@ -285,7 +285,7 @@ REPORT = Report(
     "iCLEVR's pictures and that evaluator cannot be had here: **the printed numbers belong to another data set and "
     "another judge than ours**, so compare rows, not columns. Ours are rendered scenes of the same objects, made up in "
     "the same way, and a ResNet18 trained on them. With iCLEVR: `python train.py context-unet --data iclevr --data-dir "
-    "DIR --keep-every 700`, then `python -m dipddpm_jax.label_accuracy RUN --evaluator checkpoint.pth`.",
+    "DIR --keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
     (Table("training", "The report's runs, one change at a time", "Drawn by all steps of DDPM without guidance, as the "
            "report did. Its choice of checkpoint looked at the test lists; ours looks at a validation list.", RUNS,
            RUN_COLUMNS, measure_run, CLAIMS), *MODEL_TABLES),

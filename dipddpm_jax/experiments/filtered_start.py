@@ -166,7 +166,8 @@ TABLES = (
           "picture passes the DIP twice before the network in training sees it, which still has to name the noise.",
           LENGTHS, LENGTH_COLUMNS, measure_length, LENGTH_CLAIMS),
     Table("time", "Seconds for one picture", "All steps are taken here. Printed are single runs on a T4; ours are "
-          "medians, without compilation. A DIP can only add time at equal steps.", TIMES,
+          "medians, without compilation. A DIP can only add time at equal steps. PyTorch's seconds for a step of "
+          "this network on the same machine stand in [the speed table](speed.md), sampling at batch 1.", TIMES,
           (Column("plain", "DDPM, s", "as reported", 3), Column("filtered", "DIP and DDPM, s", "as reported", 3)),
           measure_time, (Claim("A DIP makes generation faster", "time saved at equal steps, mean over lengths, is "
                                "above 0, and may reach 1 %", _faster),),
