@@ -157,7 +157,7 @@ def training_cases(how: How) -> Iterator[Case]:
 # Job 2: sampling
 
 
-def jax_sampling(batch: int, grid: np.ndarray, sampler: Callable, count: int = 1) -> Run:
+def jax_sampling(batch: int, grid: np.ndarray, sampler: Callable, count: int = 1, noise: str = "threefry2x32") -> Run:
     network, schedule, shape = SmallUNet(), schedules.linear(1000), (28, 28, 1)
     example = jnp.zeros((1, *shape)), jnp.ones(1, jnp.int32)
     variables = initial_variables(network, jax.random.key(0), *example)
@@ -168,7 +168,7 @@ def jax_sampling(batch: int, grid: np.ndarray, sampler: Callable, count: int = 1
         denoise = from_network(lambda x, t, labels: network.apply(variables, x, t, labels), schedule)
         return sampler(denoise, schedule, noise(jnp.int32(schedule.num_steps)), grid, noise).x
 
-    keys = jax.random.split(jax.random.key(1), batch)
+    keys = jax.random.split(jax.random.key(1, impl=noise), batch)
     mesh = devices.make_mesh(count, batch)
     keys, variables = (jax.device_put(keys, devices.batch_sharding(mesh)),
                        jax.device_put(variables, devices.replicated(mesh)))
@@ -176,8 +176,11 @@ def jax_sampling(batch: int, grid: np.ndarray, sampler: Callable, count: int = 1
 
 
 def jax_samplings(batch: int, grid: np.ndarray, sampler: Callable) -> dict[str, Callable[[], Run]]:
-    return {f"JAX scan, {count} device(s)": lambda count=count: jax_sampling(batch, grid, sampler, count)
+    ours = {f"JAX scan, {count} device(s)": lambda count=count: jax_sampling(batch, grid, sampler, count)
             for count in device_counts() if batch % count == 0}
+    if sampler is samplers.ancestral:  # rbg is not our default: under vmap a picture's noise depends on its batch
+        ours["JAX scan, 1 device(s), rbg noise"] = lambda: jax_sampling(batch, grid, sampler, 1, "rbg")
+    return ours
 
 
 def torch_sampling(batch: int, grid: np.ndarray, deterministic: bool, mode: str) -> Run:

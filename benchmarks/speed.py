@@ -119,10 +119,11 @@ def page(results: list[dict]) -> str:
              "`speed.jsonl`. Float32 on both sides, which run the same work, interleaved in one process. Ratios are to "
              "the best PyTorch of the same run: above 1, JAX is faster. First run: seconds with compilation. Peak "
              "memory: resident above what was resident before. GFLOP/s: by PyTorch's count of the work, to be held "
-             "against the matrix product.", ""]
+             "against a matrix product of 2048, measured in the same run.", ""]
     for where in dict.fromkeys(r["where"] for r in results):
         mine = [r for r in results if r["where"] == where]
-        lines += [f"## {where}", "", "| job | contender | ms an iteration | ratio to the best PyTorch | first run, s | "
+        products = "; ".join(dict.fromkeys(r["matmul"] for r in mine))
+        lines += [f"## {where}", "", f"Matrix product, GFLOP/s: {products}.", "", "| job | contender | ms an iteration | ratio to the best PyTorch | first run, s | "
                   "peak memory, MB | GFLOP/s |", "|---|---|---|---|---|---|---|"]
         lines += [line for r in mine for line in row(r)]
         lines += [""] + [f"- {r['name']}: {name} did not run ({error})" for r in mine

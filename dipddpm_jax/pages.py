@@ -161,7 +161,7 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
     titles = [f"* [{report.name}]({report.name}.md): {report.title}" if report.name in measured else
               f"* {report.name}: {report.title} (not measured yet)" for report in reports]
     plural = {"holds": "hold", "does not hold": "do not hold"}
-    total = ", ".join(f"{count} {plural.get(answer, answer)}" for answer, count in counts.items())
+    total = ", ".join(f"{count} {plural.get(answer, answer) if count != 1 else answer}" for answer, count in counts.items())
     return "\n".join([
         "# Report card", "", "This library reimplements five project reports that put deep image priors and diffusion "
         "models together. Each was measured again: by its own protocol, and by a sound one with controls.", "",

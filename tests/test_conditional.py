@@ -287,7 +287,7 @@ def test_the_report_measures_what_its_columns_say(run, judge, monkeypatch):
             assert {column.key for column in table.columns} <= set(numbers)
             assert all(0 <= numbers[key] <= 1 for key in numbers if key not in ("loss", "step", "minutes"))
             assert len(pictures) == 1
-    assert found["checkpoints"].curves["step"] == [1, 2, 3, 4] and len(found["checkpoints"].curves["test"]) == 4
+    assert found["checkpoints"].curves["step"] == [1, 2, 3, 4, 5] and len(found["checkpoints"].curves["test"]) == 5
 
 
 def test_a_run_of_the_report_is_found_again(run, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Report 003: residual blocks that inject noise, trained to return their input, with and without a "DIP" in front.
 
-The optimum is a network that outputs nothing, and an evaluation adds 100 draws of noise to a clean picture, so the
-scores follow from the noise. Controls: the same draws without a network, and the closed form.
+A network that outputs nothing returns its input and the noise, and an evaluation adds 100 draws of noise to a clean
+picture. Controls: the same draws without a network, and the closed form.
 """
 import functools
 import hashlib
@@ -265,7 +265,7 @@ def _losses(results: Results):
     curves = {"DDPM with DIP": results.curve(BASE, "loss"), "DDPM alone": results.curve(ALONE, "loss"),
               "DIP": results.curve(BASE, "front loss")}
     epochs = range(1, 1 + len(curves["DIP"]))
-    return epochs, {**curves, "noise floor, DDPM": [1e-4 * results.mean(BASE, "loss_floor")] * len(epochs)}
+    return epochs, {**curves, "no network, DDPM": [1e-4 * results.mean(BASE, "loss_floor")] * len(epochs)}
 
 
 QUICK = Size(epoch=6400, draws=48, side=16, shrink=8)
@@ -276,14 +276,14 @@ REPORT = Report(
     "subtracts the output of two small convolutions (1,680 weights in all). It is trained to return its clean input, "
     "and judged by sending one training picture ten times through it. Its \"DIP\" is a second such auto-encoder that "
     "stands in front during training only. Seven variants of learning rate, noise table, batch and length are "
-    "compared by one picture each. Since the best answer is to subtract nothing, the loss cannot fall below that of "
-    "the injected noise, and the score of a network that does nothing at all is known in closed form.",
+    "compared by one picture each. Loss and score of a network that does nothing at all are those of the injected "
+    "noise, known in closed form; all that training can add is that a block removes noise of the blocks before it.",
     (Table("runs", "All runs of the report", "Each is trained, then judged by the report's protocol (first training "
            "picture, one draw) and on many held-out pictures, each with times and noise of its own that are the same "
            "for all rows (medians over them). PSNR and SSIM for pixels in [-1, 1], range 2, not clipped. "
            "The DIP is the best of several tries, since random weights may end in an auto-encoder that loses a colour; "
            "the report's loss shows one that did not. It is the same for all seeds.", ROWS, COLUMNS, measure, CLAIMS,
-           (Plot("loss", "Mean loss of each epoch, seed 0: it falls to the loss of the injected noise.", _losses,
+           (Plot("loss", "Mean loss of each epoch, seed 0, beside the loss of the injected noise alone.", _losses,
                  "epoch", "mean squared error", True),)),),
     {"smoke": Size(epoch=16, draws=2, side=8, shrink=8, blocks=2, tries=2), "quick": QUICK,
      "full": Size(epoch=50_000, draws=512, data="cifar10" if HAS_CIFAR else "photo_crops")},
