@@ -160,8 +160,8 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
                 rows.append(f"| [{report.name}]({report.name}.md) | {claim.text} | **{found.answer}** | {found.why} |")
     titles = [f"* [{report.name}]({report.name}.md): {report.title}" if report.name in measured else
               f"* {report.name}: {report.title} (not measured yet)" for report in reports]
-    plural = {"holds": "hold", "does not hold": "do not hold"}
-    total = ", ".join(f"{count} {plural.get(answer, answer) if count != 1 else answer}" for answer, count in counts.items())
+    plural = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
+    total = ", ".join(f"{count} {answer if count == 1 else plural[answer]}" for answer, count in counts.items())
     return "\n".join([
         "# Report card", "", "This library reimplements five project reports that put deep image priors and diffusion "
         "models together. Each was measured again: by its own protocol, and by a sound one with controls.", "",
