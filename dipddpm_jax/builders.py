@@ -1,5 +1,6 @@
 """From configuration to functions: the one place where names of networks, schedules, samplers become code."""
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dipddpm_jax import denoisers, networks, samplers, schedules
 from dipddpm_jax.config import Facts, OptimizerConfig, SamplerConfig, ScheduleConfig, TrainConfig
@@ -40,16 +41,21 @@ def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
     derived = {"channels": facts.image_shape[-1], "num_classes": len(facts.label_names) or None, "num_steps": num_steps}
     known = {f.name for f in dataclasses.fields(kind)}
     network = kind(**dataclasses.asdict(config), **{k: v for k, v in derived.items() if k in known and v is not None})
-    x = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
     try:
-        jax.eval_shape(
-            lambda x: network.init(rngs(jax.random.key(0)), x, jnp.ones(1, jnp.int32), example_labels(facts)), x)
+        variable_shapes(network, facts)
     except UserError:
         raise
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{kind.__name__} cannot take pictures of {'x'.join(map(str, facts.image_shape))} "
                         f"({str(error).splitlines()[0][:120]})") from None
     return network
+
+
+@functools.lru_cache(4)  # tracing a network takes half a second
+def variable_shapes(network: nn.Module, facts: Facts) -> PyTree:
+    """Parameters and other collections, as shapes."""
+    return jax.eval_shape(lambda: network.init(rngs(jax.random.key(0)), jnp.zeros((1, *facts.image_shape)),
+                                               jnp.ones(1, jnp.int32), example_labels(facts)))
 
 
 def example_labels(facts: Facts) -> Labels | None:

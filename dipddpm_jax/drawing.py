@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dipddpm_jax import __version__, data, devices, judges, label_accuracy, plots, runs, sampling, torch_weights
+from dipddpm_jax import __version__, data, devices, plots, runs, sampling, torch_weights
 from dipddpm_jax.config import Facts, SamplerConfig, TrainConfig
 from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
@@ -69,6 +69,8 @@ def labels_of(command: Any, facts: Facts) -> np.ndarray | None:
     if command.label_file:
         if not facts.multi_hot:
             raise UserError("--label-file: this model does not take several labels a picture; use --labels")
+        from dipddpm_jax import label_accuracy
+
         if (fixed := label_accuracy.FIXED.get(str(command.label_file))) and facts.label_names == scenes.OBJECTS:
             return fixed()
         return iclevr.read_label_file(command.label_file, facts.label_names)
@@ -100,6 +102,8 @@ def write_guidance(
 
 def score(model: sampling.Model, images: np.ndarray, labels: np.ndarray, evaluator: Path | None, out: Path) -> str:
     """Writes accuracy.json; a sentence on it, or on why there is none."""
+    from dipddpm_jax import judges, label_accuracy
+
     try:
         judge = label_accuracy.judge_for(model.config, model.facts, evaluator)
     except UserError as error:

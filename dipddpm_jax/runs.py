@@ -249,8 +249,6 @@ def load_run(workdir: Path, step: int | None = None) -> tuple[sampling.Model, in
 def abstract_model(config: TrainConfig, facts: Facts) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and its variables as shapes on the first device."""
     network = builders.make_network(config.network, facts, config.schedule.num_steps)
-    shapes = jax.eval_shape(lambda: network.init(
-        training.rngs(jax.random.key(0)), jnp.zeros((1, *facts.image_shape)), jnp.ones(1, jnp.int32),
-        builders.example_labels(facts)))
+    shapes = dict(builders.variable_shapes(network, facts))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), dict(shapes))
+    return network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -149,16 +148,13 @@ def load_model(path: Path, config: TrainConfig) -> Any:
 
     Raises UserError when the file or its entries do not fit.
     """
-    from dipddpm_jax import builders, sampling, training
+    from dipddpm_jax import builders, sampling
 
-    state, problem, key = read(path), None, training.rngs(jax.random.key(0))
+    state, problem = read(path), None
     for facts in _facts_of(config):
         network = builders.make_network(config.network, facts, config.schedule.num_steps)
-        x, labels = jnp.zeros((1, *facts.image_shape)), builders.example_labels(facts)
-        template = jax.eval_shape(lambda network=network, x=x, labels=labels: network.init(
-            key, x, jnp.ones(1, jnp.int32), labels))
         try:
-            return sampling.Model(config, facts, network, import_torch(state, template))
+            return sampling.Model(config, facts, network, import_torch(state, builders.variable_shapes(network, facts)))
         except UserError as error:
             problem = problem or error
     raise UserError(f"{path}: {problem}")
