@@ -69,6 +69,12 @@ def score(
             "labels": int(labels.sum() if labels.ndim == 2 else len(labels)), "pictures": len(labels)}
 
 
+def of_real(judge: judges.Judge, config: TrainConfig, count: int = 400) -> float:
+    """The judge's own accuracy on held-out pictures of the size that a model draws."""
+    held = data.load(config.data, "test", None, config.image_size)
+    return judges.accuracy(judge, held.images[:count], held.labels[:count])
+
+
 def missing(
     rows: list[dict[str, Any]], steps: list[int], lists: list[str], seeds: int, sampler: dict[str, Any], judge: str
 ) -> list[dict[str, Any]]:
