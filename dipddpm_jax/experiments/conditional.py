@@ -275,7 +275,7 @@ MODEL_TABLES = (
           tuple(Row(f"w = {w:g}", Ask(w, 100, of="digits")) for w in (0.0, 0.5, 2.0)),
           (Column("classes", "accuracy", "sound", 3), BOTH_LISTS[2]), measure_asked, seeds={"quick": 2}),
 )
-QUICK = Size(16, 24, 32, steps=1200, rate=1e-3, scored=2, num_steps=50, model=(48, 4, 32, 2500), digits=(16, 400))
+QUICK = Size(16, 28, 32, steps=800, rate=1e-3, scored=2, num_steps=50, model=(48, 4, 32, 2500), digits=(16, 400))
 REPORT = Report(
     "004", "several labels a picture: a conditional DDPM for iCLEVR",
     "The report trains TeaPearce's ContextUnet on iCLEVR (64x64, 24 objects, up to three in a picture) and has the "
