@@ -109,17 +109,23 @@ def table(rows: list[dict[str, Any]], losses: dict[int, float], lists: list[str]
 def _log(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row for row in rows if row.get("loss") is not None]
+    return rows
 
 
 def training_losses(workdir: Path) -> dict[int, float]:
     """Training loss by step, of the chunk that ended there."""
-    return {row["step"]: row["loss"] for row in _log(workdir)}
+    return {row["step"]: row["loss"] for row in _log(workdir) if row.get("loss") is not None}
+
+
+def held_out_loss(workdir: Path) -> float:
+    """Of the last checkpoint."""
+    return next(row["held_out_loss"] for row in reversed(_log(workdir)) if row.get("held_out_loss") is not None)
 
 
 def training_minutes(workdir: Path) -> float:
     """What training took, pauses between its parts left out."""
-    rows, batch = _log(workdir), configs.load(workdir / "config.json")[1].batch_size
+    batch = configs.load(workdir / "config.json")[1].batch_size
+    rows = [row for row in _log(workdir) if row.get("images_per_s") is not None]
     steps = np.diff([0, *(row["step"] for row in rows)])
     return float(sum(n * batch / max(row["images_per_s"], 0.1) for n, row in zip(steps, rows)) / 60)
 

@@ -121,9 +121,11 @@ def _made(lines: Sequence[Line]) -> str:
 
 def report_page(report: Report, lines: Sequence[Line], out: Path) -> str:
     """The page of one report; its diagrams are written beside it."""
-    text = [f"# Report {report.name}: {report.title}", "", report.intro, "",
-            "*printed*: the number in the report. *as reported*: ours by the report's own protocol, its mistakes "
-            "included. *sound*: ours by a protocol that can answer the question. *control*: what one gets without the "
+    printed = any(row.paper for table in report.tables for row in table.rows)
+    legend = ("*printed*: the number in the report. *as reported*: ours by the report's own protocol, its mistakes "
+              "included. " if printed else "")
+    text = [f"# Report {report.name}: {report.title}" if printed else f"# {report.title}", "", report.intro, "",
+            f"{legend}*sound*: ours by a protocol that can answer the question. *control*: what one gets without the "
             "method. ± is the standard deviation over runs that differ in their seeds only; verdicts are computed by "
             "the rules beside them, from 95 % intervals (Student's t) over seeds of differences within a seed. "
             "*seconds*: median of a run, compilation included (of the processor where there is no accelerator).", ""]

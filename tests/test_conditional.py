@@ -30,7 +30,7 @@ from dipddpm_jax.__main__ import main
 from dipddpm_jax.config import Facts, SamplerConfig, ScheduleConfig, UNet
 from dipddpm_jax.data import scenes
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.experiments import conditional
+from dipddpm_jax.experiments import conditional, labelled_runs
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.networks.resnet18 import ResNet18
 from dipddpm_jax.presets import PRESETS
@@ -272,36 +272,18 @@ def test_a_model_with_one_label_a_picture_is_scored_by_class(judge):
         label_accuracy.judge_for(replace(config, data="iclevr"), facts, None)
 
 
-def test_the_report_measures_what_its_columns_say(run, judge, monkeypatch):
-    """A row of each kind, on the tiny run instead of its own; `--budget smoke` runs them all."""
-    monkeypatch.setattr(conditional, "trained", lambda config, keep_every: run)
-    size = conditional.Size(8, 16, 8, 4, 1e-3, 1, 2, (8, 4, 8, 4), (8, 4))
-    asked = {"checkpoints": conditional.Ask(num_steps=2), "guidance": conditional.Ask(num_steps=2),
-             "unseen pairs": conditional.Ask(2.0, 2, True, "pairs")}
-    found = {"training": conditional.measure_run(conditional.Setting(), size, 0)}
-    measures = {table.name: table.measure for table in conditional.REPORT.tables}
-    found |= {name: measures[name](ask, size, 0) for name, ask in asked.items()}
-    for table in conditional.REPORT.tables:
-        if table.name in found:
-            numbers, curves, pictures = found[table.name]
-            assert {column.key for column in table.columns} <= set(numbers)
-            assert all(0 <= numbers[key] <= 1 for key in numbers if key not in ("loss", "step", "minutes"))
-            assert len(pictures) == 1
-    assert found["checkpoints"].curves["step"] == [1, 2, 3, 4, 5] and len(found["checkpoints"].curves["test"]) == 5
-
-
-def test_a_run_of_the_report_is_found_again(run, tmp_path, monkeypatch):
+def test_a_run_of_an_experiment_is_found_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(judges, "cache", lambda: tmp_path / "judges")
     config = configs.load(run / "config.json")[1]
     with monkeypatch.context() as patch:
         patch.setattr(runs, "train", lambda config, options, preset: options.workdir.mkdir(parents=True))
-        workdir = conditional.trained(config, 1)
+        workdir = labelled_runs.trained(config, 1)
     workdir.rmdir()
     shutil.copytree(run, workdir)
     monkeypatch.setattr(runs, "train", None)
-    assert conditional.trained(config, 1) == workdir
+    assert labelled_runs.trained(config, 1) == workdir
     with pytest.raises(TypeError):
-        conditional.trained(replace(config, seed=1), 1)
+        labelled_runs.trained(replace(config, seed=1), 1)
 
 
 def test_rows_change_one_thing_at_a_time():
@@ -310,7 +292,7 @@ def test_rows_change_one_thing_at_a_time():
     base = conditional.report_config(rows[conditional.BASE], size, 0)
     changes = {name: len(configs.differences(base, conditional.report_config(setting, size, 0)))
                for name, setting in rows.items()}
-    assert list(changes.values()) == [0, 1, 1, 1, 2, 1]
+    assert list(changes.values()) == [0, 1, 1, 1, 2, 1, 2]
     assert base.network.width == 128 and base.batch_size == 128 and base.optimizer.learning_rate == 1e-4
     assert base.steps == 400 * (18_009 // 128) and base.label_drop == 0
 

@@ -1,4 +1,4 @@
-"""The five reports, one module each: settings, printed numbers, what is measured, and the rules of the verdicts.
+"""The five reports, and what 004 left open, one module each: settings, printed numbers, what is measured, verdicts.
 
 Imports nothing heavy, so that the command line is parsed first.
 """
@@ -11,9 +11,10 @@ MODULES = {
     "002": "staged_dip",
     "003": "autoencoder",
     "004": "conditional",
+    "scenes": "several_labels",
 }
 
 
 def load(name: str) -> Any:
-    """The `Report` of a number."""
+    """The `Report` of a name."""
     return import_module(f"dipddpm_jax.experiments.{MODULES[name]}").REPORT

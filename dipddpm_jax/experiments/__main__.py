@@ -18,7 +18,7 @@ class Command:
     """Measures the rows of the reports that are not in OUT/results.jsonl yet, and writes OUT/REPORT.md and
     OUT/README.md from all that are."""
 
-    report: Annotated[Literal["000", "001", "002", "003", "004", "all"], tyro.conf.Positional] = "all"
+    report: Annotated[Literal["000", "001", "002", "003", "004", "scenes", "all"], tyro.conf.Positional] = "all"
     budget: Literal["smoke", "quick", "full"] = "quick"
     """smoke: seconds, proves nothing; quick: smaller pictures, networks and runs, minutes on one core; full: the
     report's own sizes, for an accelerator."""
@@ -42,9 +42,13 @@ def run(argv: Sequence[str]) -> None:
     if command.out.exists() and not command.out.is_dir():
         raise UserError(f"--out {command.out} is a file; name a directory")
 
+    import jax
+
     from dipddpm_jax import devices, pages, tables
 
     devices.set_up()
+    if command.budget == "smoke":  # which compiles far longer than it computes
+        jax.config.update("jax_disable_most_optimizations", True)
     reports = [experiments.load(name) for name in experiments.MODULES]
     chosen = [report for report in reports if command.report in (report.name, "all")
               and tables.chosen_rows(report, command.rows)]

@@ -4,6 +4,8 @@ The DDPM is trained once a size and kept in the user's cache folder; seeds diffe
 """
 import functools
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -229,19 +231,39 @@ def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
     return tables.Measured({**judged(images, seed), "loss": losses[-100:].mean()}, {}, {"samples": sheet})
 
 
+def torch_ways(size: Size, steps: int) -> dict[str, Callable[[], object]]:
+    """The same two ways in eager PyTorch, by the reference beside this package; nothing without either of them."""
+    try:
+        import torch
+
+        from benchmarks.torch_reference import diffusion, skip_net, system001
+    except ImportError:
+        return {}
+    chain_table = diffusion.linear_tables(1e-4, 0.02, 1000)
+    network, prior = system001.UNet(widths=size.widths).eval(), skip_net.skip_net(1, 1, **skip_net.SYSTEM001)
+
+    def generate(x: "torch.Tensor") -> object:
+        return system001.generate(network, chain_table, x, range(steps - 1, -1, -1))
+
+    return {"torch_plain": lambda: generate(torch.randn(1, 1, 28, 28)),
+            "torch_filtered": lambda: generate(system001.start_noise(prior, torch.randn(1, 1, 32, 32), 2))}
+
+
 def measure_time(setting: Length, size: Size, seed: int) -> tables.Measured:
-    """Seconds for one picture, all times visited; the median of several, compilation apart."""
-    weights = variables(size, 20, False)
-    run = chain(size.widths, min(setting.steps, size.most), min(1000 // size.most, size.stride), clip=False)
+    """Seconds (of the clock) for one picture, all times visited; medians of several, taken in turns, compilation
+    apart. PyTorch's are nan where it is not installed or the reference is not there."""
+    weights, steps = variables(size, 20, False), min(setting.steps, size.most)
+    run = chain(size.widths, steps, min(1000 // size.most, size.stride), clip=False)
     keys = jax.random.split(jax.random.key(seed), 1)
     network, prior = SkipNet(), fitted_dip(seed)
     begin = jax.jit(lambda noise: hybrids.filtered_noise(network, prior, noise, 2, 28))
     plain, noise = (jax.random.normal(jax.random.key(seed), (1, side, side, 1)) for side in (28, 32))
-    ways = {"plain": lambda: run(weights, plain, keys), "filtered": lambda: run(weights, begin(noise), keys)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ways = {"plain": lambda: run(weights, plain, keys), "filtered": lambda: run(weights, begin(noise), keys),
+            **torch_ways(size, steps)}
+    seconds: dict[str, list[float]] = {"torch_plain": [], "torch_filtered": [], **{name: [] for name in ways}}
     for repeat in range(size.repeats + 1):
         for name, way in ways.items():
-            began = tables.clock()
+            began = time.perf_counter()
             jax.block_until_ready(way())
-            seconds[name] += [tables.clock() - began] * (repeat > 0)
-    return tables.Measured({name: np.median(values) for name, values in seconds.items()})
+            seconds[name] += [time.perf_counter() - began] * (repeat > 0)
+    return tables.Measured({name: np.median(values) if values else np.nan for name, values in seconds.items()})

@@ -120,9 +120,10 @@ def _faster(results: Results) -> Verdict:
 
 
 def _time_curves(results: Results):
-    names = {"DDPM": "plain", "DIP and DDPM": "filtered"}
-    return [row.setting.steps for row in TIMES], {text: [results.mean(row.name, key) for row in TIMES]
-                                                 for text, key in names.items()}
+    names = {"DDPM": "plain", "DIP and DDPM": "filtered", "DDPM, PyTorch": "torch_plain",
+             "DIP and DDPM, PyTorch": "torch_filtered"}
+    curves = {text: [results.mean(row.name, key) for row in TIMES] for text, key in names.items()}
+    return [row.setting.steps for row in TIMES], {text: s for text, s in curves.items() if np.isfinite(s).all()}
 
 
 def _pass_curves(results: Results):
@@ -166,9 +167,12 @@ TABLES = (
           "picture passes the DIP twice before the network in training sees it, which still has to name the noise.",
           LENGTHS, LENGTH_COLUMNS, measure_length, LENGTH_CLAIMS),
     Table("time", "Seconds for one picture", "All steps are taken here. Printed are single runs on a T4; ours are "
-          "medians, without compilation. A DIP can only add time at equal steps. PyTorch's seconds for a step of "
-          "this network on the same machine stand in [the speed table](speed.md), sampling at batch 1.", TIMES,
-          (Column("plain", "DDPM, s", "as reported", 3), Column("filtered", "DIP and DDPM, s", "as reported", 3)),
+          "medians by the clock, without compilation, and so are those of eager PyTorch, taken in turns with ours on "
+          "the same machine (with the reference in `benchmarks/`, where PyTorch is installed). A DIP can only add time "
+          "at equal steps. PyTorch compiled, and larger batches: [the speed table](speed.md).", TIMES,
+          (Column("plain", "DDPM, s", "as reported", 3), Column("filtered", "DIP and DDPM, s", "as reported", 3),
+           Column("torch_plain", "DDPM in PyTorch, s", "as reported", 3),
+           Column("torch_filtered", "DIP and DDPM in PyTorch, s", "as reported", 3)),
           measure_time, (Claim("A DIP makes generation faster", "time saved at equal steps, mean over lengths, is "
                                "above 0, and may reach 1 %", _faster),),
           (Plot("time", "Seconds for one picture against steps.", _time_curves, "steps", "seconds"),),
