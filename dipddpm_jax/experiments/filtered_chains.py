@@ -188,9 +188,16 @@ def chain(widths: tuple[int, int, int], steps: int, stride: int, ddim: bool = Fa
     return run
 
 
+@functools.cache
+def referee() -> tuple[judges.Judge, UInt8[np.ndarray, "n 28 28 1"]]:
+    """The judge of digits, and held-out ones."""
+    return judges.load("digits"), data.load("mnist5k", "test").images
+
+
 def judged(images: UInt8[np.ndarray, "n 28 28 1"], seed: int) -> dict[str, float]:
     """Distances to held-out digits in the judge's features, and how sure it is."""
-    found = judges.compare(judges.load("digits"), images, data.load("mnist5k", "test").images, seed=seed, resamples=0)
+    judge, real = referee()
+    found = judges.compare(judge, images, real[: 32 * len(images)], seed=seed, resamples=0)
     return {"fd": found["fd"], "kid": 1000 * found["kid"], "floor": found["floor"], "sure": found["mean_confidence"],
             "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}
 
@@ -231,6 +238,11 @@ def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
     return tables.Measured({**judged(images, seed), "loss": losses[-100:].mean()}, {}, {"samples": sheet})
 
 
+@jax.jit
+def _begin(prior: PyTree, noise: Images) -> Images:
+    return hybrids.filtered_noise(SkipNet(), prior, noise, 2, 28)
+
+
 def torch_ways(size: Size, steps: int) -> dict[str, Callable[[], object]]:
     """The same two ways in eager PyTorch, by the reference beside this package; nothing without either of them."""
     try:
@@ -255,10 +267,9 @@ def measure_time(setting: Length, size: Size, seed: int) -> tables.Measured:
     weights, steps = variables(size, 20, False), min(setting.steps, size.most)
     run = chain(size.widths, steps, min(1000 // size.most, size.stride), clip=False)
     keys = jax.random.split(jax.random.key(seed), 1)
-    network, prior = SkipNet(), fitted_dip(seed)
-    begin = jax.jit(lambda noise: hybrids.filtered_noise(network, prior, noise, 2, 28))
+    prior = fitted_dip(seed)
     plain, noise = (jax.random.normal(jax.random.key(seed), (1, side, side, 1)) for side in (28, 32))
-    ways = {"plain": lambda: run(weights, plain, keys), "filtered": lambda: run(weights, begin(noise), keys),
+    ways = {"plain": lambda: run(weights, plain, keys), "filtered": lambda: run(weights, _begin(prior, noise), keys),
             **torch_ways(size, steps)}
     seconds: dict[str, list[float]] = {"torch_plain": [], "torch_filtered": [], **{name: [] for name in ways}}
     for repeat in range(size.repeats + 1):
