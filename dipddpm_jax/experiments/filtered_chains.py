@@ -239,7 +239,7 @@ def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
 
 
 @jax.jit
-def _begin(prior: PyTree, noise: Images) -> Images:
+def _begin(prior: PyTree, noise: Images) -> Float[Array, "b 28 28 1"]:
     return hybrids.filtered_noise(SkipNet(), prior, noise, 2, 28)
 
 

@@ -42,7 +42,8 @@ def model_config(size: Size, seed: int = 0) -> TrainConfig:
     """The recommended model, which never sees the pairs."""
     base = PRESETS["scenes"][1]
     return replace(base, network=replace(base.network, width=size.width, patch_size=size.patch), image_size=size.side,
-                   batch_size=size.batch, steps=size.steps, without=PAIRS, seed=seed)
+                   batch_size=size.batch, steps=size.steps, without=PAIRS, seed=seed,
+                   sampler=replace(base.sampler, num_steps=min(base.sampler.num_steps, size.most)))
 
 
 def measure_model(ask: Ask, size: Size, seed: int) -> Measured:
@@ -102,7 +103,7 @@ REPORT = Report(
     "one in ten. Report [004](004.md) asks the same of its own network. With iCLEVR: `python train.py iclevr "
     "--data-dir DIR --keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
     TABLES,
-    {"smoke": Size(8, 4, 32, 4, 10, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
+    {"smoke": Size(8, 4, 32, 4, 4, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
     {"smoke": "a few steps.",
      "quick": f"pictures of {QUICK.side}x{QUICK.side}, width {QUICK.width}, patches of {QUICK.patch}, {QUICK.steps} "
      f"steps of {QUICK.batch}: longer than the reports' half hour.",
