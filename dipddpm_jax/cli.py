@@ -79,7 +79,7 @@ class SampleCommand:
     """The iCLEVR course's checkpoint.pth, to score pictures with; those of a model of scenes need none."""
     seed: int = 0
     out: Path | None = None
-    """Directory to write to; default: samples/ in the run."""
+    """Directory to write to; default: a new one in the run, drawn-001 and so on."""
     gif: bool = False
     """Also an animation of the chain, chain.gif."""
     step: int | None = None
@@ -207,7 +207,8 @@ def _sample(argv: list[str]) -> None:
         "name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
         "guidance": command.guidance, "num_steps": command.num_steps, "compose": command.compose or None})
     configs.check_sampler(sampler, config.schedule)
-    out = command.out or workdir / "samples"
+    taken = [int(number) for path in workdir.glob("drawn-*") if (number := path.name[len("drawn-"):]).isdigit()]
+    out = command.out or workdir / f"drawn-{1 + max(taken, default=0):03d}"
     if command.labels and command.label_file:
         raise UserError("give --labels or --label-file, not both")
     if command.strip and (sampler.num_steps or 25) < 7:

@@ -233,7 +233,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(c
         cli.train_main([*TINY, "--workdir", str(tmp_path / "run"), "--optimizer.learning-rate", "1e30", "--steps", "8",
                         "--optimizer.warmup-steps", "0"])
     assert stopped.value.code == 1 and "not finite after step" in capsys.readouterr().err
-    cli.sample_main([str(tmp_path / "run"), "--count", "1"])
+    for _ in range(2):
+        cli.sample_main([str(tmp_path / "run"), "--count", "1"])
+    assert sorted(path.name for path in (tmp_path / "run").glob("drawn-*")) == ["drawn-001", "drawn-002"]
 
 
 def test_a_run_makes_pictures_as_it_goes(run):
