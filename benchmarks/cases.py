@@ -50,7 +50,7 @@ def prepared(net: torch.nn.Module, mode: str) -> torch.nn.Module:
     net = net.to(DEVICE)
     if "channels_last" in mode:
         net = net.to(memory_format=torch.channels_last)
-    return torch.compile(net) if "compile" in mode else net
+    return torch.compile(net, dynamic=False) if "compile" in mode else net
 
 
 def laid_out(x: torch.Tensor, mode: str) -> torch.Tensor:
@@ -384,13 +384,13 @@ def scaling_cases(how: How) -> Iterator[Case]:
         steps = max(20 // batch, 3)
         grid = np.arange(1000, 999 - steps, -1)
         yield Case(f"scaling, one ancestral step of SmallUNet, batch {batch}", steps, {
-            "JAX scan": lambda batch=batch, grid=grid: jax_sampling(batch, grid, samplers.ancestral),
+            **jax_samplings(batch, grid, samplers.ancestral),
             **torch_contenders(lambda mode, batch=batch, grid=grid: torch_sampling(batch, grid, False, mode), False)})
     for side in (32, 64) if how.quick else (32, 64, 128, 256, 512):
         fit = Fit(f"{side}x{side}", SkipNet(), skip_net.skip_net, side, 1, 1, max(3200 // side**2, 2))
         yield Case(f"scaling, DIP iteration, skip net of system 001, {fit.name}", fit.units, {
             "JAX scan": lambda fit=fit: jax_fit(fit, fit.units),
-            **torch_contenders(lambda mode, fit=fit: torch_fit(fit, 1, mode), True)})
+            **torch_contenders(lambda mode, fit=fit: torch_fit(fit, 1, mode), how.compiled)})
 
 
 JOBS = {1: training_cases, 2: sampling_cases, 3: dip_cases, 4: batch_cases, 5: rule_cases, 6: first_sample_cases,

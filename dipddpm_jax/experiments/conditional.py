@@ -178,6 +178,7 @@ REPORT = Report(
      "quick": f"pictures of {QUICK.side}x{QUICK.side}, width {QUICK.width}, {QUICK.steps} steps of {QUICK.batch} at "
      f"rate {QUICK.rate:g} in place of 64x64, 128, 400 epochs (56,000 steps of 128 at 1e-4); "
      f"{QUICK.scored} checkpoints of the last quarter, not 19; {QUICK.num_steps} of 400 steps when drawing. "
-     f"Digits: mnist5k, width {QUICK.digits[0]}, {QUICK.digits[2]} steps of {QUICK.digits[1]}.",
+     "Runs as short as these stay near chance, which the column of one another's labels shows; what they can compare "
+     f"is the loss. Digits: mnist5k, width {QUICK.digits[0]}, {QUICK.digits[2]} steps of {QUICK.digits[1]}.",
      "full": "as in the report."},
     {"smoke": 1, "quick": 2, "full": 3})
