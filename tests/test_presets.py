@@ -68,10 +68,10 @@ def test_several_labels_a_picture(tmp_path, monkeypatch):
     cli.train_main(["context-unet", "--network.width", "8", "--schedule.num-steps", "10", "--sampler.num-steps", "2",
                     "--steps", "2", "--batch-size", "8", "--chunk", "2", "--data-dir", str(tmp_path), "--workdir", run])
     cli.sample_main([run, "--labels", "red sphere,cyan cube", "gray cylinder", "--guidance", "2", "--count", "2"])
-    labels = np.load(tmp_path / "run" / "samples" / "samples.npz")["labels"]
+    labels = np.load(tmp_path / "run" / "drawn-001" / "samples.npz")["labels"]
     assert labels.sum(1).tolist() == [2, 1]
     file = tmp_path / "labels.json"
     file.write_text('[["red sphere"], ["cyan cube", "blue sphere", "gray cube"]]')
     cli.sample_main([run, "--label-file", str(file)])
-    labels = np.load(tmp_path / "run" / "samples" / "samples.npz")["labels"]
+    labels = np.load(tmp_path / "run" / "drawn-002" / "samples.npz")["labels"]
     assert labels.sum(1).tolist() == [1, 3]
