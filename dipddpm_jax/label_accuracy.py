@@ -108,8 +108,7 @@ def table(rows: list[dict[str, Any]], losses: dict[int, float], lists: list[str]
 
 def _log(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return rows
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def training_losses(workdir: Path) -> dict[int, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from dipddpm_jax import experiments, pages, schedules, tables
 from dipddpm_jax.data import scenes
-from dipddpm_jax.experiments import autoencoder, single_image
+from dipddpm_jax.experiments import autoencoder, filtered_chains, single_image
 
 ALL = list(experiments.MODULES)
 
@@ -41,6 +41,13 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
     pages.write([report], tmp_path)
     page = (tmp_path / f"{name}.md").read_text()
     assert all(claim.text in page for table in report.tables for claim in table.claims)
+
+
+def test_pytorch_is_timed_where_it_is_installed():
+    pytest.importorskip("torch")
+    ways = filtered_chains.torch_ways(experiments.load("001").sizes["smoke"], 2)
+    assert {name: tuple(way().shape) for name, way in ways.items()} == dict.fromkeys(
+        ("torch_plain", "torch_filtered"), (1, 1, 28, 28))
 
 
 @pytest.mark.parametrize("name", ALL)

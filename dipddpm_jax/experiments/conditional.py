@@ -151,13 +151,11 @@ CLAIMS = (
     Claim("The best checkpoint's score on the test list is the model's accuracy", "the checkpoint that a validation "
           "list chooses scores as much", _chosen),
 )
-BOTH_LISTS = (Column("test", "test list", "sound", 3), Column("new_test", "new-test list", "sound", 3),
-              Column("shuffled", "the pictures, for one another's labels", "control", 3))
 DIGITS = Table(
     "digits", "Guided digits, as in the script that the report grew from", "TeaPearce's network and weights; ten "
     "pictures of each class a seed. Accuracy is that of the judge of digits.",
     tuple(Row(f"w = {w:g}", Ask(w, 100, of="digits")) for w in (0.0, 0.5, 2.0)),
-    (Column("classes", "accuracy", "sound", 3), SHUFFLED), measure_digits, seeds={"quick": 2})
+    (Column("classes", "accuracy", "sound", 3), SHUFFLED), measure_digits)
 QUICK = Size(16, 28, 32, steps=600, rate=1e-3, scored=2, num_steps=50, digits=(16, 64, 1200, 1e-3))
 REPORT = Report(
     "004", "several labels a picture: a conditional DDPM for iCLEVR",
@@ -168,10 +166,10 @@ REPORT = Report(
     "another judge than ours**, so compare rows, not columns. Ours are rendered scenes of the same objects, made up in "
     "the same way, and a ResNet18 trained on them. With iCLEVR: `python train.py context-unet --data iclevr --data-dir "
     "DIR --keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
-    (Table("training", "The report's runs, one change at a time", "Drawn by DDPM without guidance, as the report did. "
-           "Its choice of checkpoint looked at the test lists; ours looks at a validation list. What the report did "
-           "not try (other weights of guidance, fewer steps, labels one by one, pairs never seen) is asked of a "
-           "[better model](scenes.md).", RUNS, RUN_COLUMNS, measure_run, CLAIMS), DIGITS),
+    (Table("training", "The report's runs, one change at a time", "Drawn by DDPM without guidance, as the report did, "
+           "but for the last row. Its choice of checkpoint looked at the test lists; ours looks at a validation list. "
+           "What the report did not try (other weights of guidance, fewer steps, labels one by one, pairs never seen) "
+           "is asked of a [better model](scenes.md).", RUNS, RUN_COLUMNS, measure_run, CLAIMS), DIGITS),
     {"smoke": Size(8, 32, 4, 4, 1e-3, 1, 2, (8, 8, 2, 1e-3)), "quick": QUICK,
      "full": Size(128, 64, 128, 56_000, 1e-4, 19, 400, (128, 256, 4680, 1e-4), "mnist")},
     {"smoke": "a few steps.",

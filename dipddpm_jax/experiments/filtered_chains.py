@@ -197,7 +197,8 @@ def referee() -> tuple[judges.Judge, UInt8[np.ndarray, "n 28 28 1"]]:
 def judged(images: UInt8[np.ndarray, "n 28 28 1"], seed: int) -> dict[str, float]:
     """Distances to held-out digits in the judge's features, and how sure it is."""
     judge, real = referee()
-    found = judges.compare(judge, images, real[: 32 * len(images)], seed=seed, resamples=0)
+    real = real[: 32 * len(images)]  # all of them but for smoke
+    found = judges.compare(judge, images, real, seed=seed, resamples=0)
     return {"fd": found["fd"], "kid": 1000 * found["kid"], "floor": found["floor"], "sure": found["mean_confidence"],
             "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}
 
