@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import DEVICE, JOBS, REPOSITORY, Case, How, finish
-from dipddpm_jax.devices import cores, machine
+from dipddpm_jax.devices import cores, machine, set_flags
 
 RESULTS = REPOSITORY / "docs" / "results"
 
@@ -171,6 +171,7 @@ def main() -> None:
                         "(taskset -c 0) with OMP_NUM_THREADS=1")
     parser.add_argument("--tf32", action="store_true", help="on a GPU: let both sides use TF32")
     args = parser.parse_args()
+    set_flags()
     jax.config.update("jax_num_cpu_devices", args.devices)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     jax.config.update("jax_default_matmul_precision", "default" if args.tf32 else "highest")

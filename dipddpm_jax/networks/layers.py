@@ -212,5 +212,5 @@ def chain(layers: Any, x: Float[Array, "b ..."], *args: Any) -> Float[Array, "b 
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The exact (erf) GELU, PyTorch's default."""
-    return nn.gelu(x, approximate=False)
+    """The exact GELU, PyTorch's default; flax's takes twice the time, since it computes erfc."""
+    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
