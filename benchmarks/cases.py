@@ -50,7 +50,10 @@ def prepared(net: torch.nn.Module, mode: str) -> torch.nn.Module:
     net = net.to(DEVICE)
     if "channels_last" in mode:
         net = net.to(memory_format=torch.channels_last)
-    return torch.compile(net, dynamic=False) if "compile" in mode else net
+    if "compile" not in mode:
+        return net
+    torch._dynamo.config.recompile_limit = 1000  # else later jobs of this process would run uncompiled, in silence
+    return torch.compile(net, dynamic=False)
 
 
 def laid_out(x: torch.Tensor, mode: str) -> torch.Tensor:

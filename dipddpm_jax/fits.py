@@ -116,7 +116,7 @@ def make_fits(config: DipConfig, given: Measured) -> Fits:
                     make_code(config, code_key, y, (height, width)), y,
                     None if given.clean is None else given.clean[i, top : top + height, left : left + width],
                     None if given.known is None else given.known[i][inner], held, given.sigma[i]))
-    return Fits(_stack(rows), boxes, len(given.names), config.seeds)
+    return Fits(stack(rows), boxes, len(given.names), config.seeds)
 
 
 def _key(config: DipConfig, *places: int) -> Any:
@@ -126,7 +126,8 @@ def _key(config: DipConfig, *places: int) -> Any:
     return key
 
 
-def _stack(trees: list[PyTree]) -> PyTree:
+def stack(trees: list[PyTree]) -> PyTree:
+    """A batch of them."""
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
@@ -140,4 +141,4 @@ def start_fits(config: DipConfig, fit: Dip, fits: Fits) -> DipState:
     count = len(fits.boxes)
     keys = [_key(config, row // (count * fits.seeds), row // count % fits.seeds, row % count, 2)
             for row in range(fits.pictures * fits.seeds * count)]
-    return _stack([fit.init(take(fits.problems, row), key) for row, key in enumerate(keys)])
+    return stack([fit.init(take(fits.problems, row), key) for row, key in enumerate(keys)])

@@ -72,9 +72,18 @@ def staged_fit(stages: Sequence[Stage], state: DipState) -> tuple[DipState, list
     ones map the measurement with more noise added to the measurement, and stop by a rule that sees nothing else.
     Returns what each stage kept, and its curves.
     """
+    return _through(stages, state, _advance, lambda fit: fit.restart)
+
+
+def staged_fits(stages: Sequence[Stage], states: DipState) -> tuple[DipState, list[tuple[Kept, Curves]]]:
+    """`staged_fit` for a batch of states and, in every stage, of problems."""
+    return _through(stages, states, _advance_all, lambda fit: jax.vmap(fit.restart))
+
+
+def _through(stages, state, advance, restart):
     kept = []
     for stage in stages:
-        state, curves = _advance(stage.fit, stage.num_steps)(stage.problem, stage.fit.restart(stage.problem, state))
+        state, curves = advance(stage.fit, stage.num_steps)(stage.problem, restart(stage.fit)(stage.problem, state))
         kept.append((state.kept, curves))
     return state, kept
 
@@ -82,3 +91,8 @@ def staged_fit(stages: Sequence[Stage], state: DipState) -> tuple[DipState, list
 @functools.lru_cache(maxsize=8)
 def _advance(fit: Dip, num_steps: int) -> Callable:
     return jax.jit(functools.partial(fit.advance, num_steps=num_steps))
+
+
+@functools.lru_cache(maxsize=8)
+def _advance_all(fit: Dip, num_steps: int) -> Callable:
+    return jax.jit(functools.partial(fit.advance_all, num_steps=num_steps))

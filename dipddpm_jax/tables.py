@@ -4,31 +4,18 @@ A `Report` holds `Table`s, a table `Row`s (a setting and the printed numbers), `
 `Claim`s. `table.measure(setting, size, seed)` measures one row once: `setting` is the report's own, `size` is
 `report.sizes[budget]`, a frozen dataclass that says how far that budget is smaller, `seed` counts from 0. It returns
 `Measured`: numbers by the keys of the columns (more are welcome), curves (lists of numbers), pictures (one uint8 sheet
-h w c a caption, kept of seed 0 only). `complete` appends one line a (row, seed) to results.jsonl and computes no line
-twice, so that a table can be made row by row; `pages.py` writes Markdown from these lines alone.
+h w c a caption, kept of seed 0 only). Where rows and seeds differ in numbers only, `Together` stands in place of that
+function, and measures many of them in one program. `completion.py` appends one line a (row, seed) to results.jsonl,
+and `pages.py` writes Markdown from these lines alone.
 A verdict is computed from `Results` by a rule that the claim states in words; `results.difference(a, b, key)` pairs
 rows by seed and `verdict_above` turns it into an answer. Reading a row that is not there raises `NotMeasured`.
 """
-import contextlib
-import hashlib
-import json
-import platform
-import re
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
-from fnmatch import fnmatch
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
-
-from dipddpm_jax import __version__, devices, plots
 
 Budget = Literal["smoke", "quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
@@ -92,6 +79,14 @@ class Plot:
     log: bool = False
 
 
+class Together(NamedTuple):
+    """measure(settings, size, seeds) measures at most `most` (setting, seed) at once, of equal `program(setting)`."""
+
+    measure: Callable[[Sequence[Any], Any, Sequence[int]], Sequence[Measured]]
+    program: Callable[[Any], Hashable]
+    most: int = 16
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows that are measured alike. `seeds` overrides the report's number of seeds at a budget."""
@@ -101,7 +96,7 @@ class Table:
     intro: str
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
-    measure: Callable[[Any, Any, int], Measured]
+    measure: Callable[[Any, Any, int], Measured] | Together
     claims: tuple[Claim, ...] = ()
     plots: tuple[Plot, ...] = ()
     seeds: Mapping[Budget, int] = field(default_factory=dict)
@@ -190,88 +185,3 @@ def verdict_all(*verdicts: Verdict) -> Verdict:
     answers = [found.answer for found in verdicts]
     answer: Answer = next((a for a in ("does not hold", "cannot be told") if a in answers), "holds")
     return Verdict(answer, "; ".join(found.why for found in verdicts))
-
-
-def clock() -> float:
-    """Seconds; of the processor where it computes, so that neighbours on a shared machine do not count."""
-    return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
-
-
-def fingerprint(setting: Any, size: Any) -> str:
-    """Of all that a line depends on besides its seed."""
-    return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
-
-
-def read_lines(file: Path) -> list[Line]:
-    """All complete lines; one that an interruption cut short is left out."""
-    lines = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
-
-
-def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Line]) -> Results:
-    """The lines that belong to the settings as they are now; of several of one seed, the last."""
-    found: dict[str, dict[int, Line]] = {}
-    wanted = {row.name: fingerprint(row.setting, report.sizes[budget]) for row in table.rows}
-    for line in lines:
-        if (line["report"], line["table"], line["budget"]) == (report.name, table.name, budget) and \
-                wanted.get(line["row"]) == line["setting"]:
-            found.setdefault(line["row"], {})[line["seed"]] = line
-    return Results(found)
-
-
-def _number(value: Any) -> float | None:
-    return float(f"{float(value):.6g}") if np.isfinite(value) else None
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _measure(report: Report, table: Table, row: Row, budget: Budget, seed: int, out: Path) -> Line:
-    began = clock()
-    numbers, curves, sheets = table.measure(row.setting, report.sizes[budget], seed)
-    seconds, pictures = clock() - began, {}
-    for i, (caption, sheet) in enumerate(sheets.items() if seed == 0 else ()):
-        pictures[caption] = f"{report.name}/{budget}-{_slug(table.name)}-{_slug(row.name)}-{i}.png"
-        (out / report.name).mkdir(parents=True, exist_ok=True)
-        plots.picture(sheet, plots.fit_scale(sheet.shape[1], 640)).save(out / pictures[caption], optimize=True)
-    return {
-        "report": report.name, "table": table.name, "row": row.name, "budget": budget, "seed": seed,
-        "setting": fingerprint(row.setting, report.sizes[budget]),
-        "numbers": {key: _number(value) for key, value in numbers.items()},
-        "curves": {name: [_number(value) for value in curve] for name, curve in curves.items()}, "pictures": pictures,
-        "seconds": round(seconds, 2), "machine": devices.machine(), "date": str(date.today()),
-        "versions": {"python": platform.python_version(), "jax": version("jax"), "dipddpm_jax": __version__}}
-
-
-def chosen_rows(report: Report, patterns: Sequence[str]) -> list[tuple[Table, Row]]:
-    """Rows whose "table/row" matches one of the patterns (with * and ?); all without patterns."""
-    return [(table, row) for table in report.tables for row in table.rows
-            if not patterns or any(fnmatch(f"{table.name}/{row.name}", pattern) for pattern in patterns)]
-
-
-def complete(
-    report: Report, budget: Budget, out: Path, patterns: Sequence[str] = (), seeds: int | None = None,
-    minutes: float = np.inf,
-) -> bool:
-    """Measures what results.jsonl lacks, seed by seed; begins nothing after so many minutes. True when all is there."""
-    file, began = out / "results.jsonl", time.monotonic()
-    lines = read_lines(file)
-    if file.exists() and not file.read_bytes().endswith(b"\n"):
-        file.open("a").write("\n")
-    done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
-    counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
-    for seed in range(max(counts.values())):
-        for table, row in chosen_rows(report, patterns):
-            if seed >= counts[table.name] or seed in done[table.name].get(row.name, {}):
-                continue
-            if time.monotonic() - began > 60 * minutes:
-                return False
-            line = _measure(report, table, row, budget, seed, out)
-            with file.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            print(f"{report.name} {table.name}/{row.name}, seed {seed}: {line['seconds']:.1f} s", file=sys.stderr)
-    return True

@@ -10,7 +10,7 @@ PURE = ["errors", "types", "schedules", "process", "denoisers", "samplers", "met
 SIDE_EFFECTS = ["commands", "data", "config", "presets", "dip_config", "checkpoints", "plots", "devices", "builders",
                 "sampling", "workdirs", "runs", "torch_weights", "judge_training", "judges", "label_accuracy",
                 "drawing", "measuring", "fits", "restoration", "staging", "cli", "evaluation", "evaluate", "tables",
-                "pages", "experiments", "__main__"]
+                "completion", "pages", "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math", "numpy", "optax",
            "types", "typing", "zlib"}

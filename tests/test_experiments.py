@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from dipddpm_jax import experiments, pages, schedules, tables
+from dipddpm_jax import completion, experiments, pages, schedules, tables
 from dipddpm_jax.data import scenes
-from dipddpm_jax.experiments import autoencoder, filtered_chains, single_image
+from dipddpm_jax.experiments import autoencoder_runs, filtered_chains, single_image
 
 ALL = list(experiments.MODULES)
 
@@ -26,13 +26,13 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(scenes, "NUM_PICTURES", {"train": 60, "test": 24})
     report = experiments.load(name)
-    assert tables.complete(report, "smoke", tmp_path)
+    assert completion.complete(report, "smoke", tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == sum(len(table.rows) for table in report.tables)
     for table in report.tables:
         for line in (line for line in lines if line["table"] == table.name):
             assert {column.key for column in table.columns} <= set(line["numbers"]), line["row"]
-        results = tables.results_of(report, table, "smoke", lines)
+        results = completion.results_of(report, table, "smoke", lines)
         for claim in table.claims:
             assert claim.judge(results).answer in ("holds", "does not hold", "cannot be told")
         for plot in table.plots:
@@ -41,6 +41,22 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
     pages.write([report], tmp_path)
     page = (tmp_path / f"{name}.md").read_text()
     assert all(claim.text in page for table in report.tables for claim in table.claims)
+
+
+@pytest.mark.parametrize("name, table", [("000", 0), ("001", 0), ("002", 0), ("002", 2), ("003", 0)])
+def test_together_gives_what_each_alone_gives(name, table, tmp_path, monkeypatch, fast_compilation):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    report = experiments.load(name)
+    table, size = report.tables[table], report.sizes["smoke"]
+    how = table.measure
+    first = table.rows[1].setting
+    other = next((row.setting for row in table.rows[2:] if how.program(row.setting) == how.program(first)), first)
+    together = how.measure([first, other], size, [0, 1])
+    for setting, seed, found in zip((first, other), (0, 1), together):
+        alone = how.measure([setting], size, [seed])[0]
+        assert alone.numbers.keys() == found.numbers.keys()
+        for key, value in alone.numbers.items():
+            np.testing.assert_allclose(found.numbers[key], value, rtol=2e-3, atol=2e-3, err_msg=key)
 
 
 def test_pytorch_is_timed_where_it_is_installed():
@@ -61,13 +77,13 @@ def test_names_and_printed_numbers_belong_somewhere(name):
 
 
 def test_system_003_without_a_network_scores_what_the_closed_form_says():
-    rng, size = np.random.default_rng(0), autoencoder.Size(epoch=16, draws=40, side=8)
-    network = autoencoder.ResidualDenoiser()
+    rng, size = np.random.default_rng(0), autoencoder_runs.Size(epoch=16, draws=40, side=8)
+    network = autoencoder_runs.ResidualDenoiser()
     x = rng.uniform(-1, 1, (size.draws, 8, 8, 3)).astype(np.float32)
     times = rng.integers(1, 1001, (size.draws, 10))
-    variables = autoencoder.initial_variables(network, jax.random.key(0), x[:1], np.ones(1, np.int32))
+    variables = autoencoder_runs.initial_variables(network, jax.random.key(0), x[:1], np.ones(1, np.int32))
     nothing = {**variables, "params": jax.tree.map(np.zeros_like, variables["params"])}
-    out = np.asarray(autoencoder.evaluate(network, nothing, x, times, jax.random.key(1)))
+    out = np.asarray(autoencoder_runs.evaluate(network, nothing, x, times, jax.random.key(1)))
     expected = 10 * np.sum(schedules.sigma_table("linear")[times - 1] ** 2, 1)
     ratio = np.mean((out - x) ** 2, (1, 2, 3)) / expected
     assert abs(ratio.mean() - 1) < 0.05  # 192 pixels each: a standard error of 1.6 %

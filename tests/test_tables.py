@@ -1,13 +1,13 @@
 """Tables: what is measured once stays, verdicts follow their rules, pages need the results alone."""
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from dipddpm_jax import pages, tables
-from dipddpm_jax.tables import Claim, Column, Measured, Plot, Report, Results, Row, Table, verdict_above
+from dipddpm_jax import completion, pages, tables
+from dipddpm_jax.tables import Claim, Column, Measured, Plot, Report, Results, Row, Table, Together, verdict_above
 
 
 @dataclass(frozen=True)
@@ -44,44 +44,60 @@ def make(values=(1.0, 3.0), fail_at=None, size=1.0):
 
 
 def lines(path):
-    return tables.read_lines(path / "results.jsonl")
+    return completion.read_lines(path / "results.jsonl")
 
 
 def test_nothing_is_measured_twice_and_an_interruption_loses_nothing(tmp_path):
     report, calls = make(fail_at=3)
     with pytest.raises(KeyboardInterrupt):
-        tables.complete(report, "quick", tmp_path)
+        completion.complete(report, "quick", tmp_path)
     assert calls == [(1.0, 0), (3.0, 0), (1.0, 1)]  # a whole table of seed 0 before seed 1
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"report": "009", "tab')  # cut short
     report, calls = make()
-    assert tables.complete(report, "quick", tmp_path)
+    assert completion.complete(report, "quick", tmp_path)
     assert calls == [(3.0, 1)]
-    assert tables.complete(report, "quick", tmp_path, seeds=3)
+    assert completion.complete(report, "quick", tmp_path, seeds=3)
     assert calls == [(3.0, 1), (1.0, 2), (3.0, 2)]
-    known = tables.results_of(report, report.tables[0], "quick", tables.read_lines(tmp_path / "results.jsonl"))
+    known = completion.results_of(report, report.tables[0], "quick", completion.read_lines(tmp_path / "results.jsonl"))
     assert known.of("row 1", "psnr") == {0: 3.0, 1: 3.1, 2: 3.2}
     assert {"machine", "date", "versions", "seconds"} <= set(lines(tmp_path)[0])
 
 
+def test_cells_of_one_program_are_measured_together(tmp_path):
+    report, _ = make((1.0, 3.0, -2.0))
+    alone, groups = report.tables[0].measure, []
+
+    def measure(settings, size, seeds):
+        groups.append([(setting.value, seed) for setting, seed in zip(settings, seeds)])
+        return [alone(setting, size, seed) for setting, seed in zip(settings, seeds)]
+
+    table = replace(report.tables[0], measure=Together(measure, lambda setting: setting.value > 0, 3))
+    assert completion.complete(replace(report, tables=(table,)), "quick", tmp_path)
+    assert groups == [[(1.0, 0), (3.0, 0), (1.0, 1)], [(-2.0, 0), (-2.0, 1)], [(3.0, 1)]]
+    found = {(line["row"], line["seed"]): line["numbers"]["psnr"] for line in lines(tmp_path)}
+    assert found == {(f"row {i}", seed): value + 0.1 * seed
+                     for i, value in enumerate((1.0, 3.0, -2.0)) for seed in (0, 1)}
+
+
 def test_changed_settings_and_sizes_are_measured_again(tmp_path):
-    tables.complete(make()[0], "quick", tmp_path)
+    completion.complete(make()[0], "quick", tmp_path)
     report, calls = make(values=(1.0, 4.0))
-    tables.complete(report, "quick", tmp_path)
+    completion.complete(report, "quick", tmp_path)
     assert calls == [(4.0, 0), (4.0, 1)]
     report, calls = make(values=(1.0, 4.0), size=2.0)
-    tables.complete(report, "quick", tmp_path)
+    completion.complete(report, "quick", tmp_path)
     assert len(calls) == 4
-    known = tables.results_of(report, report.tables[0], "quick", tables.read_lines(tmp_path / "results.jsonl"))
+    known = completion.results_of(report, report.tables[0], "quick", completion.read_lines(tmp_path / "results.jsonl"))
     assert known.mean("row 0", "psnr") == pytest.approx(2.05)
 
 
 def test_rows_are_chosen_by_pattern_and_time_is_kept(tmp_path):
     report, calls = make()
-    assert not tables.complete(report, "quick", tmp_path, minutes=-1.0)
-    assert tables.complete(report, "quick", tmp_path, ["*/row 1"], 1)
+    assert not completion.complete(report, "quick", tmp_path, minutes=-1.0)
+    assert completion.complete(report, "quick", tmp_path, ["*/row 1"], 1)
     assert calls == [(3.0, 0)]
-    assert tables.chosen_rows(report, ["nothing"]) == []
+    assert completion.chosen_rows(report, ["nothing"]) == []
 
 
 def test_intervals_are_students():
@@ -120,7 +136,7 @@ def test_differences_are_paired_by_seed():
 
 def test_pages_come_from_results_alone(tmp_path):
     report, _ = make()
-    tables.complete(report, "quick", tmp_path)
+    completion.complete(report, "quick", tmp_path)
     report, calls = make()
     pages.write([report], tmp_path)
     page, card = ((tmp_path / name).read_text() for name in ("009.md", "README.md"))
@@ -134,10 +150,10 @@ def test_pages_come_from_results_alone(tmp_path):
 
 def test_a_page_says_what_is_not_known(tmp_path):
     report, _ = make()
-    tables.complete(report, "quick", tmp_path, ["*row 0"])
+    completion.complete(report, "quick", tmp_path, ["*row 0"])
     pages.write([report], tmp_path)
     assert "not measured yet: row 1" in (tmp_path / "README.md").read_text()
-    tables.complete(report, "smoke", tmp_path)  # more rows, so that the page is about it
+    completion.complete(report, "smoke", tmp_path)  # more rows, so that the page is about it
     pages.write([report], tmp_path)
     assert "a smoke run only shows that the code works" in (tmp_path / "README.md").read_text()
 

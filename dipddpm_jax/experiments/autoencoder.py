@@ -3,198 +3,23 @@
 A network that outputs nothing returns its input and the noise, and an evaluation adds 100 draws of noise to a clean
 picture. Controls: the same draws without a network, and the closed form.
 """
-import functools
-import hashlib
-from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, PyTree, UInt8
-
-from dipddpm_jax import data, hybrids, judges, metrics, plots, schedules, training
-from dipddpm_jax.data.pictures import kept
-from dipddpm_jax.networks import ResidualDenoiser, TwoConvs
-from dipddpm_jax.networks.layers import initial_variables
+from dipddpm_jax import data
+from dipddpm_jax.experiments.autoencoder_runs import Setting, Size, measure, program
 from dipddpm_jax.tables import (
     Claim,
     Column,
-    Measured,
     Plot,
     Report,
     Results,
     Row,
     Table,
+    Together,
     Verdict,
     interval,
     verdict_above,
     verdict_all,
 )
-
-PASSES, TIMES, RANGE, STUCK = 10, 1000, 2.0, 1e-3  # pixels are in [-1, 1]; STUCK is a loss
-PIXELS = training.Pixels()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A run of the report; `front_rate` 0 is no network in front."""
-
-    front_rate: float = 1e-3
-    rate: float = 1e-3
-    sigmas: schedules.Sigmas = "linear"
-    batch: int = 64
-    epochs: int = 10
-
-
-@dataclass(frozen=True)
-class Size:
-    """`epoch`: pictures in one epoch; `draws`: evaluations, each of another picture; `shrink` divides the batches;
-    `tries`: random weights that the DIP is trained from."""
-
-    epoch: int
-    draws: int
-    side: int = 32
-    shrink: int = 1
-    blocks: int = 10
-    tries: int = 8
-    data: str = "photo_crops"
-
-
-@functools.cache
-def pictures(size: Size) -> tuple[UInt8[Array, "n h w c"], UInt8[Array, "m h w c"]]:
-    """Training and held-out pictures."""
-    return tuple(jnp.asarray(data.load(size.data, split, image_size=size.side).images) for split in ("train", "test"))
-
-
-def make_loss(network: Any):
-    """loss(...) as make_train_step wants it: to return the clean picture from what the front makes of it (if there is
-    one among the collections), at one random time for the whole batch."""
-    def loss(params, collections, images, labels, t, eps, key, train):
-        fixed = {name: tree for name, tree in collections.items() if name != "front"}
-        given = TwoConvs().apply({"params": collections["front"]}, images) if "front" in collections else images
-        output = network.apply({"params": params, **fixed}, given, jnp.full_like(t, t[0]), rngs=training.rngs(key))
-        return jnp.mean(jnp.square(output - images)), collections
-
-    return loss
-
-
-ADAM = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)  # the rate is a number of the state: one program
-
-
-@functools.cache
-def _chunk(network: Any, batch: int):
-    step = training.make_train_step(make_loss(network), TIMES, ADAM, ema_decay=0.0, drop_rate=0.0)
-    return training.make_chunk(step, batch, 50, PIXELS.encode)
-
-
-def _begin(network: Any, fixed: PyTree, rate: float, size: Size, seed: int) -> training.TrainState:
-    example = PIXELS.encode(pictures(size)[0][:1])
-    state = training.init_state(network, ADAM, example, None, jax.random.key(seed))
-    state.opt_state.hyperparams["learning_rate"] = jnp.float32(rate)
-    return state._replace(collections=jax.tree.map(jnp.copy, fixed))  # copies, since the state is donated
-
-
-def _train(chunk: Any, state: training.TrainState, size: Size, batch: int, epochs: int) -> tuple[PyTree, np.ndarray]:
-    """(parameters, mean losses with epochs last)."""
-    images, steps, losses = pictures(size)[0], epochs * max(1, size.epoch // batch), []
-    for done in range(0, steps, 50):
-        count = min(50, steps - done)
-        state, seen = chunk(state, images, None, jnp.int32(count))
-        losses.append(np.asarray(seen.loss)[..., :count])
-    losses = np.concatenate(losses, -1)
-    return state.params, losses.reshape(*losses.shape[:-1], epochs, -1).mean(-1)
-
-
-@functools.cache
-def _front_chunk(batch: int):
-    return jax.jit(jax.vmap(_chunk(TwoConvs(), batch), (0, None, None, None)))
-
-
-@functools.cache
-def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyTree, np.ndarray, float]:
-    """The report's "DIP", an auto-encoder of the whole data set: parameters of the best of several tries, its losses,
-    and the share of tries that are stuck (three channels with ReLU: where one dies, a colour is lost).
-
-    Kept in the user's cache folder, since a run may be completed in parts.
-    """
-    states = [_begin(TwoConvs(), {}, rate, size, i) for i in range(size.tries)]
-
-    def make() -> dict[str, np.ndarray]:
-        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        params, losses = _train(_front_chunk(batch // size.shrink), state, size, batch // size.shrink, epochs)
-        best = np.argmin(losses[:, -1])
-        leaves = {f"{i}": np.asarray(leaf[best]) for i, leaf in enumerate(jax.tree.leaves(params))}
-        return {**leaves, "losses": losses[best], "stuck": np.mean(losses[:, -1] > STUCK)}
-
-    recipe = f"{rate} {batch} {epochs} {size!r}"
-    name = f"report-003-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
-    stored = kept(judges.cache().parent / "runs" / name, recipe, make)
-    leaves, structure = jax.tree.flatten(states[0].params)
-    params = jax.tree.unflatten(structure, [jnp.asarray(stored[f"{i}"]) for i in range(len(leaves))])
-    return params, stored["losses"], float(stored["stuck"])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def evaluate(
-    network: Any, variables: PyTree, x: Float[Array, "n h w c"], times: Int[Array, "n passes"], key: Any
-) -> Float[Array, "n h w c"]:
-    """The report's denoise_image for each picture: ten passes at random times, noise in every block."""
-    def one(x, times, key):
-        noise = jax.random.normal(key, (len(times), network.num_blocks, 1, *x.shape))
-        return hybrids.repeated_passes(lambda x, t, n: network.apply(variables, x, t, noise=n), x[None], times, noise)
-
-    keys = jax.random.split(key, x.shape[0])
-    return jax.lax.map(lambda row: one(*row)[-1, 0], (x, times, keys), batch_size=8)
-
-
-def measure(setting: Setting, size: Size, seed: int) -> Measured:
-    """One run, judged as the report did (one draw, a training picture), and on many draws of held-out pictures."""
-    network = ResidualDenoiser(num_blocks=size.blocks)
-    table = initial_variables(ResidualDenoiser(num_blocks=size.blocks, sigmas=setting.sigmas), jax.random.key(0),
-                              PIXELS.encode(pictures(size)[0][:1]), jnp.ones(1, jnp.int32))
-    table.pop("params")
-    front, front_losses, stuck = {}, np.full(1, np.nan), np.nan
-    if setting.front_rate:
-        params, front_losses, stuck = trained_front(setting.front_rate, setting.batch, setting.epochs, size)
-        front = {"front": params}
-    batch = setting.batch // size.shrink
-    state = _begin(network, {**table, **front}, setting.rate, size, seed)
-    params, losses = _train(_chunk(network, batch), state, size, batch, setting.epochs)
-    variables, nothing = {"params": params, **table}, {"params": jax.tree.map(jnp.zeros_like, params), **table}
-    train_images, held = pictures(size)
-    rng, key = np.random.default_rng(seed), jax.random.key(seed)  # the same draws for every row
-    clean = PIXELS.encode(held[rng.choice(len(held), size.draws, replace=size.draws > len(held))])
-    times = jnp.asarray(rng.integers(1, TIMES + 1, (size.draws, PASSES)))
-    noisy = clean + 0.2 * jax.random.normal(jax.random.fold_in(key, 1), clean.shape)
-    first = PIXELS.encode(train_images[:1])
-    once = evaluate(network, variables, first, times[:1], key)
-    ours, identity = (evaluate(network, v, clean, times, key) for v in (variables, nothing))
-    restored = evaluate(network, variables, noisy, times, key)
-    given = TwoConvs().apply({"params": front["front"]}, clean) if front else clean
-    single, single_control = (evaluate(network, v, x, times[:, :1], key) for v, x in ((variables, given),
-                                                                                    (nothing, clean)))
-    sigma = schedules.sigma_table(setting.sigmas, TIMES)
-    many, control, before, after = (np.asarray(metrics.psnr(clean, x, RANGE), np.float64)
-                                    for x in (ours, identity, noisy, restored))
-    floor = -10 * np.log10(size.blocks * np.sum(sigma[np.asarray(times) - 1] ** 2, 1) / RANGE**2)
-    numbers = {
-        "psnr": float(metrics.psnr(first, once, RANGE)[0]), "ssim": float(metrics.ssim(first, once, RANGE)[0]),
-        "loss": 1e4 * losses[-1], "loss_floor": 1e4 * size.blocks * np.mean(sigma**2),
-        "front_loss": 1e4 * front_losses[-1], "stuck": stuck,
-        "single": float(jnp.mean(metrics.psnr(clean, single, RANGE))),
-        "single_identity": float(jnp.mean(metrics.psnr(clean, single_control, RANGE))),
-        "many": np.median(many), "many_sd": many.std(ddof=1), "identity": np.median(control),
-        "formula": np.median(floor),
-        "ssim_many": float(jnp.mean(metrics.ssim(clean, ours, RANGE))),
-        "ssim_identity": float(jnp.mean(metrics.ssim(clean, identity, RANGE))),
-        "noisy": np.median(before), "denoised": np.median(after), "denoise_gain": np.median(after - before)}
-    shown = np.concatenate([np.asarray(PIXELS.decode(x[:4])) for x in (clean, ours, identity, noisy, restored)])
-    sheet = plots.tile(shown, min(4, size.draws))
-    caption = "from top: held-out pictures; after ten passes; the same noise without a network; noisy ones; those after"
-    return Measured(numbers, {"loss": losses.tolist(), "front loss": front_losses.tolist()}, {caption: sheet})
-
 
 BASE, ALONE = "DIP+DDPM, 10+10 epochs", "DDPM alone, 10 epochs"
 ROWS = (
@@ -282,7 +107,8 @@ REPORT = Report(
            "picture, one draw) and on many held-out pictures, each with times and noise of its own that are the same "
            "for all rows (medians over them). PSNR and SSIM for pixels in [-1, 1], range 2, not clipped. "
            "The DIP is the best of several tries, since random weights may end in an auto-encoder that loses a colour; "
-           "the report's loss shows one that did not. It is the same for all seeds.", ROWS, COLUMNS, measure, CLAIMS,
+           "the report's loss shows one that did not. It is the same for all seeds.", ROWS, COLUMNS,
+           Together(measure, program), CLAIMS,
            (Plot("loss", "Mean loss of each epoch, seed 0, beside the loss of the injected noise alone.", _losses,
                  "epoch", "mean squared error", True),)),),
     {"smoke": Size(epoch=16, draws=2, side=8, shrink=8, blocks=2, tries=2), "quick": QUICK,

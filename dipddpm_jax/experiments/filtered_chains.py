@@ -5,7 +5,7 @@ The DDPM is trained once a size and kept in the user's cache folder; seeds diffe
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ from dipddpm_jax import (
     data,
     degrade,
     denoisers,
+    devices,
     dip,
     hybrids,
     judges,
@@ -203,25 +204,35 @@ def judged(images: UInt8[np.ndarray, "n 28 28 1"], seed: int) -> dict[str, float
             "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}
 
 
-def stretched(x: Images) -> UInt8[np.ndarray, "n h w c"]:
+def stretched(x: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
     """As the report shows pictures; one of a single colour is black."""
-    x = np.asarray(x)
     flat = np.ptp(x, (1, 2, 3)) == 0
     return plots.stretched(np.where(flat[:, None, None, None], np.linspace(0, 1, 28)[:, None], x))
 
 
-def measure_start(setting: Start, size: Size, seed: int) -> tables.Measured:
-    """Chains of all lengths from one kind of start."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
-    weights, numbers, shown = variables(size, 20, False), {}, []
+def measure_starts(settings: Sequence[Start], size: Size, seeds: Sequence[int]) -> list[tables.Measured]:
+    """Chains of all lengths from several kinds of start, all of which are of DDIM or none; one batch a length."""
+    cells = list(zip(settings, seeds, strict=True))
+    keys = jnp.concatenate([jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
+                            for seed in seeds])
+    weights, drawn, ddim = variables(size, 20, False), {}, settings[0].kind == "DDIM"
     for steps in STEPS:
-        begin, length = start(setting, steps, seed, size.count), min(steps, size.most)
-        sound, reported = (chain(size.widths, length, size.stride, setting.kind == "DDIM", clip)(weights, begin, keys)
-                           for clip in (True, False))
-        images = np.asarray(PIXELS.decode(sound))
-        numbers |= {f"{name}{steps}": value for name, value in judged(images, seed).items()}
-        numbers[f"fd_shown{steps}"] = judged(stretched(reported), seed)["fd"]
-        shown.append(images[: min(8, size.count)])
+        begin = jnp.concatenate([start(setting, steps, seed, size.count) for setting, seed in cells])
+        batch, whole = devices.spread((begin, keys), weights)
+        for clip in (True, False):
+            images = chain(size.widths, min(steps, size.most), size.stride, ddim, clip)(whole, *batch)
+            drawn[steps, clip] = np.split(np.asarray(PIXELS.decode(images) if clip else images), len(cells))
+    return [_judged_start(*cell, size, {key: images[i] for key, images in drawn.items()})
+            for i, cell in enumerate(cells)]
+
+
+def _judged_start(setting: Start, seed: int, size: Size, drawn: dict[tuple[int, bool], np.ndarray]) -> tables.Measured:
+    """Of one start, the samples by the number of steps; the clipped ones are bytes."""
+    numbers, shown = {}, []
+    for steps in STEPS:
+        numbers |= {f"{name}{steps}": value for name, value in judged(drawn[steps, True], seed).items()}
+        numbers[f"fd_shown{steps}"] = judged(stretched(drawn[steps, False]), seed)["fd"]
+        shown.append(drawn[steps, True][: min(8, size.count)])
     first = np.asarray(start(setting, 500, seed, size.count))
     numbers |= {"mean": first.mean(), "sd": first.std(), "rough": np.mean([degrade.estimate_sigma(x) for x in first])}
     sheet = plots.tile(np.concatenate(shown), len(shown[0]))

@@ -4,7 +4,16 @@ It is called a deep image prior, but the target and the stop rule are the clean 
 its own last noise level. Controls: the noisy input's own PSNR, all models at one noise level on fresh noise, another
 picture, and fits that never see the clean one.
 """
-from dipddpm_jax.experiments.staged_fits import EVERY, Honest, Setting, Size, measure, measure_failure, measure_honest
+from dipddpm_jax.experiments.staged_fits import (
+    EVERY,
+    Honest,
+    Setting,
+    Size,
+    measure,
+    measure_failures,
+    measure_honest,
+    program,
+)
 from dipddpm_jax.tables import (
     Claim,
     Column,
@@ -13,6 +22,7 @@ from dipddpm_jax.tables import (
     Results,
     Row,
     Table,
+    Together,
     Verdict,
     interval,
     verdict_above,
@@ -142,14 +152,16 @@ def _level_curves(results: Results):
 TABLES = (
     Table("depth", "One stage or three, with 3, 4 and 5 layers", "*Traditional* is one stage at noise 0.1; *modified* "
           "has stages at 0.1, 0.05 and 0.025. The report scores each at its own last stage, so the modified network is "
-          "given an input of 32 dB and the traditional one of 20 dB.", DEPTHS, (*SCORES, SHARE), measure, DEPTH_CLAIMS,
+          "given an input of 32 dB and the traditional one of 20 dB.", DEPTHS, (*SCORES, SHARE),
+          Together(measure, program), DEPTH_CLAIMS,
           (Plot("psnr", "PSNR to the clean picture while fitting, seed 0: it jumps where a stage with less noise "
                 "begins.", _stage_curves, "epochs run", "dB"),)),
     Table("levels", "How fast the noise falls, and how long each stage is", "Three layers. Printed means are those of "
           "the stored notebooks; the report's table for 500, 1000, 1500 repeats the one for 3 x 200, and its slow "
           "levels (0.1, 0.9, 0.8) are a misprint of 0.1, 0.09, 0.08 (once coded as 0.1, 0.075, 0.05).",
           tuple(_level_row(levels, epochs) for epochs in EPOCHS for levels in LEVELS), (*SCORES[:2], *MEANS,
-          Column("mean_input", "mean PSNR of the inputs, dB", "control"), *SCORES[2:]), measure, LEVEL_CLAIMS,
+          Column("mean_input", "mean PSNR of the inputs, dB", "control"), *SCORES[2:]),
+          Together(measure, program), LEVEL_CLAIMS,
           (Plot("levels", "3 x 1000 epochs; levels end at 0.001 (fast), 0.025 (gradual), 0.05 and 0.08 (slow): the "
                 "report's ranking is that of the inputs.", _level_curves, "noise of the last stage", "dB"),)),
     Table("failures", "Networks that die", "The first stage alone at the report's own widths and rate, from several "
@@ -157,7 +169,7 @@ TABLES = (
           tuple(Row(f"{layers} layers", Setting(layers, (0.1,), (150,))) for layers in (3, 4, 5)),
           (Column("failed", "share of runs that fail", "sound"),
            Column("fresh", "PSNR at fresh noise of 0.1, dB", "sound"),
-           Column("constant", "best picture of one colour, dB", "control")), measure_failure,
+           Column("constant", "best picture of one colour, dB", "control")), Together(measure_failures, program),
           (Claim("Networks of 5 layers often fail, those of 3 never", "at least two more runs of 5 layers fail than of "
                  "3", _fails),), seeds={"quick": 6, "full": 20}),
     Table("restoration", "Without being shown the answer", "The same photograph with noise of 0.1, which is all that "

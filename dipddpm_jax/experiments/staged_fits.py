@@ -3,7 +3,9 @@
 Target and stop rule of the report's fits are the clean picture; `measure_honest` has fits that never see it.
 """
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jaxtyping import PyTree, UInt8
 from dipddpm_jax import degrade, dip, fits, metrics, plots, stopping
 from dipddpm_jax.data.photographs import photograph
 from dipddpm_jax.data.pictures import square
-from dipddpm_jax.hybrids import Stage, staged_fit
+from dipddpm_jax.hybrids import Stage, staged_fit, staged_fits
 from dipddpm_jax.networks import ConvStack, SkipNet
 from dipddpm_jax.staging import WIDTHS
 from dipddpm_jax.tables import Measured
@@ -89,15 +91,28 @@ def _apply(widths: tuple[int, ...]):
     return jax.jit(lambda params, x: ConvStack(widths).apply({"params": params}, x[None])[0])
 
 
-def _fitted(setting: Setting, clean: Image, widths: tuple[int, ...], fewer: int, seed: int):
-    """(parameters, stages, what each kept with its curves)."""
-    stages = []
-    for i, (level, epochs) in enumerate(zip(setting.levels, setting.epochs)):
+class Fitted(NamedTuple):
+    """A fit: parameters, the stages' inputs, the epochs planned, and what each stage kept with its curves."""
+
+    params: PyTree
+    inputs: list[Image]
+    planned: int
+    kept: list[tuple[dip.Kept, dip.Curves]]
+
+
+def _fitted(
+    settings: Sequence[Setting], clean: Image, widths: tuple[int, ...], fewer: int, seeds: Sequence[int]
+) -> list[Fitted]:
+    """Fits with as many layers and epochs, in one program; what was planned is equal for all."""
+    cells, stages = list(zip(settings, seeds, strict=True)), []
+    for i, epochs in enumerate(settings[0].epochs):
         steps = max(EVERY + 1, epochs // fewer)
-        stages.append(Stage(_fit(widths, steps, max(1, PATIENCE // fewer)),
-                            dip.DipProblem(noisy(clean, level, seed, i), clean, clean), steps))
-    state, kept = staged_fit(stages, stages[0].fit.init(stages[0].problem, jax.random.key(seed)))
-    return state.params, stages, kept
+        problems = [dip.DipProblem(noisy(clean, setting.levels[i], seed, i), clean, clean) for setting, seed in cells]
+        stages.append(Stage(_fit(widths, steps, max(1, PATIENCE // fewer)), fits.stack(problems), steps))
+    states = [stages[0].fit.init(fits.take(stages[0].problem, i), jax.random.key(seed)) for i, seed in enumerate(seeds)]
+    states, kept = staged_fits(stages, fits.stack(states))
+    return [Fitted(fits.take(states.params, i), [stage.problem.code[i] for stage in stages],
+                   sum(stage.num_steps for stage in stages), fits.take(kept, i)) for i in range(len(cells))]
 
 
 def _looks(kept: list) -> list[np.ndarray]:
@@ -110,17 +125,27 @@ def _looks(kept: list) -> list[np.ndarray]:
     return rows
 
 
-def measure(setting: Setting, size: Size, seed: int) -> Measured:
-    """A fit, scored as the report did and at one noise level for all, on noise that it has not seen."""
-    clean, other = picture("astronaut", size.side), picture("coffee", size.side)
-    widths = tuple(w // size.thinner for w in WIDTHS[setting.layers])
-    params, stages, kept = _fitted(setting, clean, widths, size.fewer, seed)
+def program(setting: Setting) -> tuple:
+    """What fits of one program have in common."""
+    return setting.layers, setting.epochs
+
+
+def measure(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> list[Measured]:
+    """Fits of one program, scored as the report did and at one noise level for all, on noise they have not seen."""
+    widths = tuple(w // size.thinner for w in WIDTHS[settings[0].layers])
+    fitted = _fitted(settings, picture("astronaut", size.side), widths, size.fewer, seeds)
+    return [_scored(*cell, widths, size.side) for cell in zip(settings, fitted, seeds)]
+
+
+def _scored(setting: Setting, fitted: Fitted, seed: int, widths: tuple[int, ...], side: int) -> Measured:
+    clean, other = picture("astronaut", side), picture("coffee", side)
+    params, codes, planned, kept = fitted
     looks, outputs = _looks(kept), [result.output for result, _ in kept]
     best = np.maximum.accumulate([stage.max() for stage in looks])
-    inputs = [psnr(clean, stage.problem.code) for stage in stages]
+    inputs = [psnr(clean, code) for code in codes]
     model = functools.partial(_apply(widths), params)
     # the report runs the traditional network once more, and takes the others' last evaluation
-    final = model(stages[-1].problem.code) if len(stages) == 1 else outputs[-1]
+    final = model(codes[-1]) if len(codes) == 1 else outputs[-1]
     fresh, other_noisy = noisy(clean, SIGMA, seed, 100), noisy(other, SIGMA, seed, 101)
     constant = psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
     ran = sum(int(np.sum(curves["active"])) for _, curves in kept)
@@ -130,9 +155,9 @@ def measure(setting: Setting, size: Size, seed: int) -> Measured:
         "mean_ssim": np.mean([ssim(clean, output) for output in outputs]), "mean_input": np.mean(inputs),
         "fresh": psnr(clean, model(fresh)), "fresh_input": psnr(clean, fresh),
         "other": psnr(other, model(other_noisy)), "other_input": psnr(other, other_noisy), "constant": constant,
-        "share": ran / sum(stage.num_steps for stage in stages),
+        "share": ran / planned,
         "failed": float(psnr(clean, model(fresh)) < constant + 1)}
-    sheet = plots.tile(_shown([stages[-1].problem.code, final, fresh, model(fresh), clean]), 5)
+    sheet = plots.tile(_shown([codes[-1], final, fresh, model(fresh), clean]), 5)
     caption = "from left: last input, its output, fresh noise of 0.1, its output, clean"
     shown = {caption: sheet} if max(setting.epochs) != 200 and 500 not in setting.epochs else {}
     return Measured(numbers, {"psnr": np.concatenate(looks).tolist()}, shown)
@@ -143,15 +168,17 @@ def _shown(pictures: list[Image]) -> UInt8[np.ndarray, "n h w c"]:
     return np.round(np.clip(np.stack([np.asarray(x) for x in pictures]), 0, 1) * 255).astype(np.uint8)
 
 
-def measure_failure(setting: Setting, size: Size, seed: int) -> Measured:
+def measure_failures(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """The first stage only, at the report's own widths: does the network die?"""
     clean = picture("astronaut", size.failure_side)
-    widths = tuple(w // size.failure_thinner for w in WIDTHS[setting.layers])
-    params, _, _ = _fitted(setting, clean, widths, max(1, size.fewer // 10), seed)
-    output = _apply(widths)(params, noisy(clean, SIGMA, seed, 100))
+    widths = tuple(w // size.failure_thinner for w in WIDTHS[settings[0].layers])
     constant = psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
-    return Measured({"failed": float(psnr(clean, output) < constant + 1), "fresh": psnr(clean, output),
-                     "constant": constant})
+
+    def scored(fitted: Fitted, seed: int) -> Measured:
+        fresh = psnr(clean, _apply(widths)(fitted.params, noisy(clean, SIGMA, seed, 100)))
+        return Measured({"failed": float(fresh < constant + 1), "fresh": fresh, "constant": constant})
+
+    return [scored(*cell) for cell in zip(_fitted(settings, clean, widths, max(1, size.fewer // 10), seeds), seeds)]
 
 
 def measure_honest(setting: Honest, size: Size, seed: int) -> Measured:
@@ -161,8 +188,7 @@ def measure_honest(setting: Honest, size: Size, seed: int) -> Measured:
     key, sigma = jax.random.key(seed), jnp.float32(SIGMA)
     widths = tuple(w // size.thinner for w in WIDTHS[3])
     if setting.kind == "report":
-        params, _, _ = _fitted(Setting(), clean, widths, size.fewer, seed)
-        output = _apply(widths)(params, measurement)
+        output = _apply(widths)(_fitted([Setting()], clean, widths, size.fewer, [seed])[0].params, measurement)
     elif setting.kind == "staged":
         steps = 1000 // size.fewer
         stages = [Stage(_honest_fit(widths), dip.DipProblem(
