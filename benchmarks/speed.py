@@ -134,15 +134,15 @@ def page(results: list[dict]) -> str:
 
 def short(results: list[dict]) -> str:
     """The README's table: the fastest of each side; of ours, only what the commands use (threefry noise)."""
-    lines = ["| job | JAX, ms | PyTorch, ms | ratio |", "| --- | --- | --- | --- |"]
+    lines, wheres = ["| job | JAX, ms | PyTorch, ms | ratio |", "| --- | --- | --- | --- |"], {}
     for r in results:
         sides = {who: min((1e3 * t["median"] for name, t in r["timings"].items()
                            if name.startswith(who) and "rbg" not in name), default=None) for who in ("JAX", "PyTorch")}
         if all(sides.values()) and not r["name"].startswith("scaling"):
             ours, theirs = sides.values()
+            wheres[r["where"]] = None
             lines.append(f"| {r['name']} | {ours:.3g} | {theirs:.3g} | {theirs / ours:.2f} |")
-    wheres = "; ".join(dict.fromkeys(r["where"] for r in results))
-    return "\n".join([*lines, "", f"({wheres})"])
+    return "\n".join([*lines, "", f"({'; '.join(wheres)})"])
 
 
 def write(results: list[dict], out: Path) -> None:

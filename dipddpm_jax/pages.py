@@ -127,8 +127,8 @@ def report_page(report: Report, lines: Sequence[Line], out: Path) -> str:
             f"{legend}*sound*: ours by a protocol that can answer the question. *control*: what one gets without the "
             "method. ± is the standard deviation over runs that differ in their seeds only; verdicts are computed by "
             "the rules beside them, from 95 % intervals (Student's t) over seeds of differences within a seed. "
-            "*seconds*: median of a run, compilation included (of the processor where there is no accelerator); runs of "
-            "one program share its time.", ""]
+            "*seconds*: median of a run, compilation included (of the processor where there is no accelerator); runs "
+            "of one program share its time.", ""]
     shown = [(table, budget := shown_budget(report, table, lines), results_of(report, table, budget, lines))
              for table in report.tables]
     used = [line for _, _, results in shown for row in results.lines.values() for line in row.values()]
