@@ -196,4 +196,4 @@ REPORT = Report(
      f"{QUICK.side} in place of the report's at 512 x 512, a quarter of its widths, epochs and patience; "
      f"failures at full width and {QUICK.failure_side} x {QUICK.failure_side}.",
      "full": "a photograph of scikit-image (astronaut) at 512 x 512; all else as in the report."},
-    {"smoke": 1, "quick": 3, "full": 5})
+    {"smoke": 1, "quick": 8, "full": 8})
