@@ -80,7 +80,10 @@ def staged_fits(stages: Sequence[Stage], states: DipState) -> tuple[DipState, li
     return _through(stages, states, _advance_all, lambda fit: jax.vmap(fit.restart))
 
 
-def _through(stages, state, advance, restart):
+def _through(
+    stages: Sequence[Stage], state: DipState, advance: Callable[[Dip, int], Callable],
+    restart: Callable[[Dip], Callable],
+) -> tuple[DipState, list[tuple[Kept, Curves]]]:
     kept = []
     for stage in stages:
         state, curves = advance(stage.fit, stage.num_steps)(stage.problem, restart(stage.fit)(stage.problem, state))

@@ -7,7 +7,7 @@ import pytest
 
 from dipddpm_jax import completion, experiments, pages, schedules, tables
 from dipddpm_jax.data import scenes
-from dipddpm_jax.experiments import autoencoder_runs, filtered_chains, single_image
+from dipddpm_jax.experiments import autoencoder_runs, filtered_chains, single_image_runs
 
 ALL = list(experiments.MODULES)
 
@@ -90,7 +90,7 @@ def test_system_003_without_a_network_scores_what_the_closed_form_says():
 
 
 def test_the_first_501_entries_of_the_table_are_the_same_process_as_all_1000():
-    full, other = single_image.make_schedule("1000"), single_image.make_schedule("501")
+    full, other = single_image_runs.make_schedule("1000"), single_image_runs.make_schedule("501")
     assert np.array_equal(schedules.from_betas(full.betas[:501]).alpha_bars, full.alpha_bars[:502])
     assert np.sqrt(full.alpha_bars[501]) == pytest.approx(0.5237, abs=1e-4)  # by hand, from the report's formula
     assert np.sqrt(other.alpha_bars[501]) == pytest.approx(0.2810, abs=1e-4)

@@ -1,4 +1,6 @@
 """Training: exact resuming, order and chunk independence, dropped steps, devices."""
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,3 +157,12 @@ def test_nothing_is_copied_to_the_host_within_a_chunk(run):
         state, metrics = chunk(state, images, labels, count)
         jax.block_until_ready(state)
     assert int(state.step) == 4
+
+
+@pytest.mark.parametrize("given, found", [
+    ("", devices.KEEP_LOOPS), ("--xla_a=1", f"--xla_a=1 {devices.KEEP_LOOPS}"),
+    ("--xla_backend_extra_options=mine", "--xla_backend_extra_options=mine"), (devices.KEEP_LOOPS, devices.KEEP_LOOPS)])
+def test_flags_of_a_cpu_leave_the_users_alone(given, found, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    devices.set_flags()
+    assert os.environ["XLA_FLAGS"] == found
