@@ -6,7 +6,9 @@ convolution with the turned kernel, and the gradient to the kernel is a product 
 are batched products where small, else a loop. Reverse mode and first derivatives only.
 """
 import math
-from functools import partial
+import os
+from collections.abc import Callable
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +16,26 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
+from dipddpm_jax import winograd
+from dipddpm_jax.rearranging import (
+    Kernel,
+    Padding,
+    blocks_of_kernel,
+    depth_to_space,
+    groups_of_kernel,
+    groups_of_pixels,
+    pad_to,
+    space_to_depth,
+    turn,
+)
 from dipddpm_jax.types import Features, Images
+from dipddpm_jax.winograd import divisor
 
-Kernel = Float[Array, "kh kw c o"]
 TransposedKernel = Float[Array, "kh kw o c"]
-Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
 NO_PADDING = ((0, 0), (0, 0))
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+FEW = 16  # channels that XLA's fast convolution on a CPU leaves to a slower one
 PIECE_BYTES = 1_000_000  # of patches held at once: they should stay in a core's cache
 
 
@@ -30,10 +44,7 @@ def conv(x: Images, kernel: Kernel, stride: int = 1, padding: Padding = NO_PADDI
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
     if stride > 1:
-        sizes = [(n + sum(ends) - k) // stride + 1 for n, ends, k in zip(x.shape[1:3], padding, kernel.shape)]
-        kernel = _blocks_of_kernel(kernel, stride)
-        x = _pad_to(x, padding, [(n + k - 1) * stride for n, k in zip(sizes, kernel.shape)])
-        return _correlate(_space_to_depth(x, stride), kernel, NO_PADDING)
+        return _strided(x, kernel, stride, padding)
     if any(max(ends) >= k for ends, k in zip(padding, kernel.shape)):
         x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), NO_PADDING
     return _correlate(x, kernel, padding)
@@ -45,45 +56,46 @@ def conv_transpose(x: Images, kernel: TransposedKernel, stride: int = 1, padding
     if jax.default_backend() != "cpu":
         ends = [(k - 1 - padding, k - 1 - padding) for k in (kh, kw)]
         return lax.conv_general_dilated(
-            x, _turn(kernel), (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
+            x, turn(kernel), (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
         )
     sizes = [(n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], (kh, kw))]
-    turned = _turn(_blocks_of_kernel(kernel, stride))
+    turned = turn(blocks_of_kernel(kernel, stride))
     blocks = _correlate(x, turned, tuple((k - 1, k - 1) for k in turned.shape[:2]))
-    return _pad_to(_depth_to_space(blocks, stride), ((-padding, -padding), (-padding, -padding)), sizes)
+    return pad_to(depth_to_space(blocks, stride), ((-padding, -padding), (-padding, -padding)), sizes)
 
 
-def _pad_to(x: Images, padding: Padding, sizes: list[int]) -> Features:
-    """Zeros before as `padding` says, and after so that height and width become `sizes`; negative counts crop."""
-    for axis, ((before, _), size) in enumerate(zip(padding, sizes), 1):
-        x = lax.slice_in_dim(x, max(-before, 0), min(x.shape[axis], size - before), axis=axis)
-        counts = max(before, 0), size - max(before, 0) - x.shape[axis]
-        zeros = [jnp.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), x.dtype) for count in counts]
-        if any(counts):  # not `pad`: XLA would draw the activation before it inside, where it takes four times as long
-            x = jnp.concatenate([zeros[0], x, zeros[1]], axis)
-    return x
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _strided(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
+    if min(kernel.shape[2:]) < 4:  # measured: XLA is slow with so few channels
+        return _of_blocks(x, kernel, stride, padding)
+    direct = custom_vmap(lambda x, kernel: lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT))
+
+    @direct.def_vmap
+    def many(fits, batched, x, kernel):
+        return jax.vmap(partial(_of_blocks, stride=stride, padding=padding), [0 if own else None for own in batched])(
+            x, kernel), True
+
+    return direct(x, kernel)
 
 
-def _space_to_depth(x: Images, s: int) -> Features:
-    n, h, w, c = x.shape
-    return x.reshape(n, h // s, s, w // s, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // s, w // s, s * s * c)
+def _strided_forward(x: Images, kernel: Kernel, stride: int, padding: Padding) -> tuple[Features, tuple]:
+    return _strided(x, kernel, stride, padding), (x, kernel)
 
 
-def _depth_to_space(x: Images, s: int) -> Features:
-    n, h, w, c = x.shape
-    return x.reshape(n, h, w, s, s, c // s**2).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * s, w * s, c // s**2)
+def _strided_backward(stride: int, padding: Padding, kept: tuple[Images, Kernel], g: Features) -> tuple:
+    return jax.vjp(partial(_of_blocks, stride=stride, padding=padding), *kept)[1](g)
 
 
-def _blocks_of_kernel(kernel: Kernel, s: int) -> Float[Array, "_ _ _ o"]:
-    """The kernel that acts on blocks of s x s pixels as this one acts on pixels; zeros fill it up to whole blocks."""
-    kh, kw, c, o = kernel.shape
-    kernel = jnp.pad(kernel, ((0, -kh % s), (0, -kw % s), (0, 0), (0, 0)))
-    kernel = kernel.reshape(-(-kh // s), s, -(-kw // s), s, c, o).transpose(0, 2, 1, 3, 4, 5)
-    return kernel.reshape(*kernel.shape[:2], s * s * c, o)
+_strided.defvjp(_strided_forward, _strided_backward)
 
 
-def _turn(kernel: Kernel) -> Float[Array, "kh kw o c"]:
-    return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+def _of_blocks(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
+    """The strided convolution as one with stride 1, whose channels are the pixels of a block."""
+    sizes = [(n + sum(ends) - k) // stride + 1 for n, ends, k in zip(x.shape[1:3], padding, kernel.shape)]
+    kernel = blocks_of_kernel(kernel, stride)
+    x = pad_to(x, padding, [(n + k - 1) * stride for n, k in zip(sizes, kernel.shape)])
+    return _correlate(space_to_depth(x, stride), kernel, NO_PADDING)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -99,9 +111,9 @@ def _backward(padding: Padding, kept: tuple[Images, Kernel], g: Features) -> tup
     x, kernel = kept
     size = kernel.shape[:2]
     turned = tuple((k - 1 - before, k - 1 - after) for k, (before, after) in zip(size, padding))
-    dx = _output(g, _turn(kernel), turned)
+    dx = _output(g, turn(kernel), turned)
     if g.shape[-1] < x.shape[-1]:  # patches of the thinner operand are smaller; the result comes turned
-        return dx, _turn(_kernel_gradient(g, x, size, turned))
+        return dx, turn(_kernel_gradient(g, x, size, turned))
     return dx, _kernel_gradient(x, g, size, padding)
 
 
@@ -132,14 +144,30 @@ def _canonical(x: Images, kernel: Kernel, padding: Padding) -> Features:
     h, w = sizes = [m + sum(ends) - k + 1 for m, ends, k in zip(x.shape[1:3], padding, (kh, kw))]
     if kh == kw == 1:
         return x @ kernel[0, 0]
-    if _better_in_pairs(n * h * w, w, kernel.shape):
-        pairs = _pad_to(x, ((0, 0), padding[1]), [x.shape[1], w + 2]).reshape(n, -1, w // 2 + 1, 2 * c)
-        return _canonical(pairs, _pairs_of_kernel(kernel), (padding[0], (0, 0))).reshape(n, h, w, o)
+    if o <= 4 and c >= 16:
+        return _sum_of_taps(x, kernel, padding)
+    if (s := _group(w, kernel.shape)) > 1:
+        groups = groups_of_pixels(pad_to(x, ((0, 0), padding[1]), [x.shape[1], w + s]), s)
+        return _canonical(groups, groups_of_kernel(kernel, s), (padding[0], (0, 0))).reshape(n, h, w, o)
+    if _suits_winograd((n, h, w, o), kernel.shape, kernel.dtype):
+        even = pad_to(x, padding, [h + h % 2 + 2, w + w % 2 + 2])
+        return _by_lane(winograd.correlate, even, kernel)[:, :h, :w]
     if any(size > m for size, m in zip(sizes, x.shape[1:3])):
-        x, padding = _pad_to(x, padding, [h + kh - 1, w + kw - 1]), NO_PADDING
+        x, padding = pad_to(x, padding, [h + kh - 1, w + kw - 1]), NO_PADDING
     if padding == NO_PADDING:
         padding = ((0, 1), (0, 0))  # one row too many, cut off below
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT)[:, :h]
+
+
+def _sum_of_taps(x: Images, kernel: Kernel, padding: Padding) -> Features:
+    """First every pixel times every tap, then the sum of shifted pictures: for few outputs."""
+    kh, kw, c, o = kernel.shape
+    taps = x @ kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * o)
+    taps = jnp.pad(taps, ((0, 0), *padding, (0, 0)))
+    h, w = taps.shape[1] - kh + 1, taps.shape[2] - kw + 1
+    shifted = [taps[:, tap // kw : tap // kw + h, tap % kw : tap % kw + w, tap * o : (tap + 1) * o]
+               for tap in range(kh * kw)]
+    return reduce(jnp.add, shifted)
 
 
 def _as_product(x: Images, kernel: Kernel, padding: Padding) -> Features:
@@ -154,23 +182,29 @@ def _patches(x: Images, kh: int, kw: int) -> Features:
 
 def _kernel_gradient(x: Images, g: Features, size: tuple[int, int], padding: Padding) -> Kernel:
     """The sum over pixels of (patch of x) times g."""
-    (kh, kw), (n, h, w, o), c = size, g.shape, x.shape[-1]
-    x = _pad_to(x, padding, [h + kh - 1, w + kw - 1])
-    if not _better_in_pairs(n * h * w, w, (kh, kw, c, o)):
-        return _products(x, g)
-    d = _products(x.reshape(n, h + kh - 1, w // 2 + 1, 2 * c), g.reshape(n, h, w // 2, 2 * o))
-    return jax.linear_transpose(_pairs_of_kernel, jax.ShapeDtypeStruct((kh, kw, c, o), d.dtype))(d)[0]
+    (kh, kw), (_, h, w, o), c = size, g.shape, x.shape[-1]
+    s = _group(w, (kh, kw, c, o))
+    if s == 1:
+        return _products(pad_to(x, padding, [h + kh - 1, w + kw - 1]), g)
+    x = pad_to(x, padding, [h + kh - 1, w + s])
+    d = _products(groups_of_pixels(x, s), groups_of_pixels(g, s))
+    return jax.linear_transpose(partial(groups_of_kernel, s=s), jax.ShapeDtypeStruct((kh, kw, c, o), d.dtype))(d)[0]
 
 
 def _products(x: Images, g: Features) -> Kernel:
     """Patches of x times g. Pictures stay on their device: `lanes` of the batch never mix before the last sum."""
-    lanes = _divisor(x.shape[0], jax.device_count())
+    (_, h, w, o), lanes = g.shape, _lanes(g.shape[0])
+    kernel = x.shape[1] - h + 1, x.shape[2] - w + 1, x.shape[3], o
 
     @custom_vmap
     def one(x, g):
-        if lanes == 1:
+        fewer = _suits_winograd(g.shape, kernel, g.dtype)
+        if lanes == 1 and not fewer:
             return _in_pieces(x, g, 8 * PIECE_BYTES)  # of several cores, where larger ones pay
-        return jax.vmap(_in_pieces)(*(a.reshape(lanes, -1, *a.shape[1:]) for a in (x, g))).sum(0)
+        if fewer:
+            x, g = (pad_to(a, NO_PADDING, [m + m % 2 for m in a.shape[1:3]]) for a in (x, g))
+        gradient = winograd.kernel_gradient if fewer else _in_pieces
+        return jax.vmap(gradient)(*(a.reshape(lanes, -1, *a.shape[1:]) for a in (x, g))).sum(0)
 
     @one.def_vmap
     def many(fits, batched, x, g):
@@ -189,8 +223,8 @@ def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
     kh, kw = x.shape[1] - h + 1, x.shape[2] - w + 1
     taps = kh * kw * c
     row_bytes = w * taps * x.dtype.itemsize
-    pictures = _divisor(n, most // (h * row_bytes))
-    rows = h if h * row_bytes <= most else _divisor(h, most // row_bytes)
+    pictures = divisor(n, most // (h * row_bytes))
+    rows = h if h * row_bytes <= most else divisor(h, most // row_bytes)
     exact = jnp.promote_types(g.dtype, jnp.float32)
 
     def product(patches, g):
@@ -216,9 +250,29 @@ def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
     return (total.T if o < taps else total).astype(g.dtype).reshape(kh, kw, c, o)
 
 
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`, but at least 1."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+def _lanes(n: int) -> int:
+    """Over how many devices a batch of n may be spread."""
+    return divisor(n, jax.device_count())
+
+
+def _by_lane(f: Callable[[Images, Kernel], Features], x: Images, kernel: Kernel) -> Features:
+    """f of the pictures of each device by themselves, since f takes pictures in pieces."""
+    lanes = _lanes(x.shape[0])
+    y = jax.vmap(f, (0, None))(x.reshape(lanes, -1, *x.shape[1:]), kernel)
+    return y.reshape(-1, *y.shape[2:])
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _suits_winograd(output: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether fewer products pay: with enough channels and pixels, and a core for every device, since the many small
+    operations of a piece do not share several cores."""
+    (n, h, w, _), (kh, kw, c, o), lanes = output, kernel, _lanes(output[0])
+    return kh == kw == 3 and min(c, o) >= 32 and n * h * w >= 1024 * lanes and dtype == jnp.float32 \
+        and lanes == jax.device_count() >= cores()
 
 
 def _small(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
@@ -226,14 +280,10 @@ def _small(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     return math.prod(x) * kernel[0] * kernel[1] * 4 <= PIECE_BYTES
 
 
-def _better_in_pairs(pixels: int, width: int, kernel: tuple[int, ...]) -> bool:
-    """Few channels leave vectors half empty: two pixels taken as one fill them, and take a third of the time."""
+def _group(width: int, kernel: tuple[int, ...]) -> int:
+    """How many pixels of a row to take as one. XLA's fast convolution takes more than 16 channels, and few channels
+    leave vectors half empty; the work grows by half or so, the time falls to a half or a fifth."""
     _, kw, c, o = kernel
-    return kw == 3 and min(c, o) <= 16 and max(c, o) <= 20 and width % 2 == 0 and pixels >= 4096
-
-
-def _pairs_of_kernel(kernel: Kernel) -> Float[Array, "kh 2 _ _"]:
-    """The kernel (3 columns wide) for rows whose pixels 2m and 2m + 1 are written as one of twice the channels."""
-    kh, _, c, o = kernel.shape
-    both = [jnp.pad(kernel, ((0, 0), ends, (0, 0), (0, 0))) for ends in ((0, 1), (1, 0))]
-    return jnp.stack(both, -2).reshape(kh, 2, 2 * c, 2 * o)
+    few = max(c, o) <= FEW or (max(c, o) <= 20 and 8 < min(c, o) <= 12)
+    fitting = [s for s in (2, 4, 8) if kw > 1 and kw <= s + 1 and width % s == 0]
+    return next((s for s in fitting if s * max(c, o) > FEW), max(fitting, default=1)) if few else 1

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from dipddpm_jax.config import RunOptions
+from dipddpm_jax.convolution import cores
 from dipddpm_jax.errors import UserError
 
 MOST_HOST_DEVICES = 4  # each holds its own copy of data and parameters
@@ -116,11 +117,6 @@ def any_process(flag: bool) -> bool:
 def peak_memory() -> int | None:
     """Bytes of device memory at the peak, where the back-end tells."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> str:

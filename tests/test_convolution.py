@@ -89,8 +89,10 @@ def test_conv_transpose_equals_lax(size, stride, padding):
 
 @pytest.mark.parametrize(
     "shape, channels",
-    [((32, 14, 14), (1, 10)), ((6, 28, 28), (10, 16)), ((24, 14, 14), (32, 24)), ((1, 70, 66), (40, 24))],
-    ids=["pairs", "pairs wide", "many pieces", "rows of one picture"],
+    [((32, 14, 14), (1, 10)), ((6, 28, 28), (10, 16)), ((4, 16, 16), (3, 3)), ((24, 14, 14), (32, 24)),
+     ((1, 70, 66), (40, 24)), ((2, 30, 30), (40, 3)), ((16, 24, 24), (32, 40)), ((16, 27, 25), (40, 32))],
+    ids=["pairs", "pairs wide", "eights", "many pieces", "rows of one picture", "few outputs", "fewer products",
+         "fewer products, odd sides"],
 )
 def test_large_work_equals_lax(shape, channels):
     x, kernel = normal(0, *shape, channels[0]), normal(1, 3, 3, *channels)
@@ -182,6 +184,21 @@ def test_no_slow_convolution_in_a_scan():
 
 
 @cpu_only
+def test_fewer_products_where_there_are_channels_pixels_and_a_core_for_every_device(monkeypatch):
+    n, channels = 8 * jax.device_count(), 32
+
+    def products(width=channels):
+        shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, 16, 16, channels), (3, 3, channels, width))]
+        cost = jax.jit(lambda x, k: conv(x, k, 1, SAME)).lower(*shapes).compile().cost_analysis()
+        return cost["flops"] / (2 * 9 * n * 16**2 * channels * width)
+
+    monkeypatch.setattr(convolution, "cores", lambda: 1)
+    few = products()  # a loop's body counts once
+    monkeypatch.setattr(convolution, "cores", lambda: 1 + jax.device_count())
+    assert few < 0.8 < 0.9 < products() <= 1  # zeros around a picture do not count
+
+
+@cpu_only
 def test_a_step_in_a_scan_does_the_work_of_a_step_alone():
     def flops(steps):  # a loop body counts once; a scan of one step is compiled as the step alone
         return train_in_scan(conv, conv_transpose, steps).lower(*SCAN_INPUTS).compile().cost_analysis()["flops"]
@@ -196,9 +213,10 @@ def test_scan_equals_lax():
 
 @cpu_only
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
-def test_a_sharded_batch_is_never_gathered():
-    x = normal(0, 8 * jax.device_count(), 16, 16, 8)
-    kernels = (normal(1, 4, 4, 8, 12), normal(2, 4, 4, 8, 12), normal(3, 3, 3, 8, 8))
+@pytest.mark.parametrize("width", [8, 32], ids=["patches", "fewer products"])
+def test_a_sharded_batch_is_never_gathered(width):
+    x = normal(0, 8 * jax.device_count(), 16, 16, width)
+    kernels = (normal(1, 4, 4, width, 12), normal(2, 4, 4, width, 12), normal(3, 3, 3, width, width))
 
     def loss(kernels, x):
         return two_layers(conv, conv_transpose)(conv(x, kernels[2], 1, SAME), kernels[:2])
