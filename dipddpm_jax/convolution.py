@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from dipddpm_jax import winograd
@@ -200,7 +201,7 @@ def _products(x: Images, g: Features) -> Kernel:
     def one(x, g):
         fewer = _suits_winograd(g.shape, kernel, g.dtype)
         if lanes == 1 and not fewer:
-            return _in_pieces(x, g, 8 * PIECE_BYTES)  # of several cores, where larger ones pay
+            return _in_pieces(x, g, PIECE_BYTES if _shared_out() else 8 * PIECE_BYTES)  # larger where cores share it
         if fewer:
             x, g = (pad_to(a, NO_PADDING, [m + m % 2 for m in a.shape[1:3]]) for a in (x, g))
         gradient = winograd.kernel_gradient if fewer else _in_pieces
@@ -250,9 +251,14 @@ def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
     return (total.T if o < taps else total).astype(g.dtype).reshape(kh, kw, c, o)
 
 
+def _shared_out() -> bool:
+    """Whether this is what one device does of a computation that several share (shard_map)."""
+    return any(axis == AxisType.Manual for axis in jax.sharding.get_abstract_mesh().axis_types)
+
+
 def _lanes(n: int) -> int:
     """Over how many devices a batch of n may be spread."""
-    return divisor(n, jax.device_count())
+    return 1 if _shared_out() else divisor(n, jax.device_count())
 
 
 def _by_lane(f: Callable[[Images, Kernel], Features], x: Images, kernel: Kernel) -> Features:
@@ -272,7 +278,7 @@ def _suits_winograd(output: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp
     operations of a piece do not share several cores."""
     (n, h, w, _), (kh, kw, c, o), lanes = output, kernel, _lanes(output[0])
     return kh == kw == 3 and min(c, o) >= 32 and n * h * w >= 1024 * lanes and dtype == jnp.float32 \
-        and lanes == jax.device_count() >= cores()
+        and (_shared_out() or lanes == jax.device_count()) and jax.device_count() >= cores()
 
 
 def _small(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.stopping import Evidence, Stopper, never
 from dipddpm_jax.types import Image
+from dipddpm_jax.winograd import divisor
 
 Scalar = Float[Array, ""]
 Flag = Bool[Array, ""]
@@ -233,8 +235,8 @@ class Dip:
         return jax.lax.scan(draw_and_step, state, length=num_steps)
 
     def advance_all(self, problems: DipProblem, states: DipState, num_steps: int) -> tuple[DipState, Curves]:
-        """`advance` for a batch. On a CPU one fit after the other, and those that have stopped cost nothing; elsewhere
-        all at once, the stopped ones included."""
+        """`advance` for a batch. On a CPU every device has its share, one fit after the other, and those that have
+        stopped cost nothing; elsewhere all at once, the stopped ones included."""
         def one(problem, state):
             return self.advance(problem, state, num_steps)
 
@@ -244,7 +246,15 @@ class Dip:
 
         if jax.default_backend() != "cpu":
             return jax.vmap(one)(problems, states)
-        return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
+
+        def share(problems, states):
+            return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
+
+        count = divisor(states.step.shape[0], jax.local_device_count())
+        if count == 1:
+            return share(problems, states)
+        mesh, fits = Mesh(np.array(jax.local_devices()[:count]), ("fits",)), PartitionSpec("fits")
+        return jax.shard_map(share, mesh=mesh, in_specs=fits, out_specs=fits, check_vma=False)(problems, states)
 
     def _held_out(self, problem: DipProblem, average: Image) -> Scalar:
         """Misfit of the average to what is kept back from the fit."""

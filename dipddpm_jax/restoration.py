@@ -30,7 +30,8 @@ class Batch:
     half have stopped, so that a batch is compiled for few sizes only."""
 
     def __init__(self, fit: Dip, problems: DipProblem, states: DipState, compacts: bool):
-        self.problems, self.whole, self.compacts = problems, states, compacts
+        (self.problems, self.whole), _ = devices.spread((problems, states), None)
+        self.compacts = compacts
         self.rows = np.arange(len(states.step))
         self.part = self.whole
         self.run = jax.jit(fit.advance_all, static_argnums=2)
