@@ -37,6 +37,7 @@ TransposedKernel = Float[Array, "kh kw o c"]
 NO_PADDING = ((0, 0), (0, 0))
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 FEW = 16  # channels that XLA's fast convolution on a CPU leaves to a slower one
+MANY_PRODUCTS = 100_000_000  # of a convolution on one device, from which on fewer are worth their compilation
 PIECE_BYTES = 1_000_000  # of patches held at once: they should stay in a core's cache
 
 
@@ -277,8 +278,9 @@ def _suits_winograd(output: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp
     """Whether fewer products pay: with enough channels and pixels, and a core for every device, since the many small
     operations of a piece do not share several cores."""
     (n, h, w, _), (kh, kw, c, o), lanes = output, kernel, _lanes(output[0])
-    return kh == kw == 3 and min(c, o) >= 32 and n * h * w >= 1024 * lanes and dtype == jnp.float32 \
-        and (_shared_out() or lanes == jax.device_count()) and jax.device_count() >= cores()
+    enough = min(c, o) >= 32 and 9 * n * h * w * c * o >= MANY_PRODUCTS * lanes
+    one_core_each = (_shared_out() or lanes == jax.device_count()) and jax.device_count() >= cores()
+    return kh == kw == 3 and enough and one_core_each and dtype == jnp.float32
 
 
 def _small(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:

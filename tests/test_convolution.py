@@ -94,7 +94,8 @@ def test_conv_transpose_equals_lax(size, stride, padding):
     ids=["pairs", "pairs wide", "eights", "many pieces", "rows of one picture", "few outputs", "fewer products",
          "fewer products, odd sides"],
 )
-def test_large_work_equals_lax(shape, channels):
+def test_large_work_equals_lax(shape, channels, monkeypatch):
+    monkeypatch.setattr(convolution, "MANY_PRODUCTS", 1_000_000)
     x, kernel = normal(0, *shape, channels[0]), normal(1, 3, 3, *channels)
     got = value_and_gradients(lambda x, k: conv(x, k, 1, SAME), x, kernel)
     assert_same(got, value_and_gradients(lambda x, k: lax_conv(x, k, 1, SAME), x, kernel))
@@ -192,6 +193,7 @@ def test_fewer_products_where_there_are_channels_pixels_and_a_core_for_every_dev
         cost = jax.jit(lambda x, k: conv(x, k, 1, SAME)).lower(*shapes).compile().cost_analysis()
         return cost["flops"] / (2 * 9 * n * 16**2 * channels * width)
 
+    monkeypatch.setattr(convolution, "MANY_PRODUCTS", 1_000_000)
     monkeypatch.setattr(convolution, "cores", lambda: 1)
     few = products()  # a loop's body counts once
     monkeypatch.setattr(convolution, "cores", lambda: 1 + jax.device_count())
@@ -214,7 +216,8 @@ def test_scan_equals_lax():
 @cpu_only
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
 @pytest.mark.parametrize("width", [8, 32], ids=["patches", "fewer products"])
-def test_a_sharded_batch_is_never_gathered(width):
+def test_a_sharded_batch_is_never_gathered(width, monkeypatch):
+    monkeypatch.setattr(convolution, "MANY_PRODUCTS", 1_000_000)
     x = normal(0, 8 * jax.device_count(), 16, 16, width)
     kernels = (normal(1, 4, 4, width, 12), normal(2, 4, 4, width, 12), normal(3, 3, 3, width, width))
 
