@@ -1,9 +1,10 @@
 """The one place that knows how a convolution is computed on which back-end.
 
-GPU and TPU use `lax.conv`. XLA's CPU back-end is fast only at stride 1 in the layout NHWC, HWIO -> NHWC; autodiff emits
-others, inside loop bodies up to 80 times slower. So on a CPU strides become channels, the gradient to the input is a
-convolution with the turned kernel, and the gradient to the kernel is a product of matrices; many kernels at once (vmap)
-are batched products where small, else a loop. Reverse mode and first derivatives only.
+GPU and TPU use `lax.conv`. XLA's CPU back-end is fast only in the layout NHWC, HWIO -> NHWC and with more than 16
+channels; autodiff emits other layouts, inside loop bodies up to 80 times slower. So on a CPU the gradient to the input
+is a convolution with the turned kernel, that to the kernel a product of matrices; few channels become more, many have
+fewer products (`winograd`); and many kernels at once (vmap) are batched products where small, else a loop. Reverse mode
+and first derivatives only.
 """
 import math
 import os

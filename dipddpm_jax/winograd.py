@@ -29,11 +29,10 @@ def correlate(x: Images, kernel: Float[Array, "3 3 c o"]) -> Features:
     n, h, w, c = x.shape
     o, rows, columns = kernel.shape[-1], h // 2 - 1, w // 2 - 1
     pictures, lines = _piece(n, rows, columns, c + o)
-    tiles = pictures * lines * columns
     weights = (KERNEL @ kernel.reshape(9, c * o)).reshape(16, c, o)
 
     def one_piece(part, following):
-        transformed = _transform(jnp.zeros((16, tiles, c), x.dtype), _tile(part, lines, columns), INPUT)
+        transformed = _transform(_tile(part, lines, columns), INPUT)
         products = lax.dot_general(transformed, weights, (((2,), (1,)), ((0,), (0,))))
         products = products.reshape(4, 4, pictures, lines, columns, o)
         y = [[_combine(lambda i, j: products[i, j], a, b) for b in OUTPUT] for a in OUTPUT]
@@ -51,16 +50,15 @@ def kernel_gradient(x: Images, g: Float[Array, "b i j o"]) -> Float[Array, "3 3 
     n, h, w, o = g.shape
     c, rows, columns = x.shape[-1], h // 2, w // 2
     pictures, lines = _piece(n, rows, columns, c + o)
-    tiles = pictures * lines * columns
 
     def parts(i):
         return _part(x, i, pictures, lines, 2), _part(g, i, pictures, lines, 0)
 
     def one_piece(carry, following):
         (part, part_g), total = carry
-        transformed = _transform(jnp.zeros((16, tiles, c), x.dtype), _tile(part, lines, columns), INPUT)
+        transformed = _transform(_tile(part, lines, columns), INPUT)
         pixels = part_g.reshape(pictures, lines, 2, columns, 2, o)
-        transformed_g = _transform(jnp.zeros((16, tiles, o), g.dtype), lambda i, j: pixels[:, :, i, :, j], GRADIENT)
+        transformed_g = _transform(lambda i, j: pixels[:, :, i, :, j], GRADIENT)
         pair = (transformed_g, transformed) if o <= c else (transformed, transformed_g)  # the thinner first: measured
         total += lax.dot_general(*pair, (((1,), (1,)), ((0,), (0,))))
         return (parts(following), total), None
@@ -103,10 +101,13 @@ def _tile(part: Images, lines: int, columns: int) -> Callable[[int, int], Array]
     return lambda i, j: x[:, i // 2 : i // 2 + lines, i % 2, j // 2 : j // 2 + columns, j % 2]
 
 
-def _transform(kept: Float[Array, "16 t c"], tile: Callable[[int, int], Array], rows: tuple) -> Array:
-    """rows @ tile @ rows' for all tiles, written into `kept` place by place."""
+def _transform(tile: Callable[[int, int], Array], rows: tuple) -> Float[Array, "16 t c"]:
+    """rows @ tile @ rows' for all tiles, written place by place: XLA makes a concatenation element by element."""
+    kept = None
     for place in range(16):
-        value = _combine(tile, rows[place // 4], rows[place % 4]).reshape(1, *kept.shape[1:])
+        value = _combine(tile, rows[place // 4], rows[place % 4])
+        value = value.reshape(1, -1, value.shape[-1])
+        kept = jnp.zeros((16, *value.shape[1:]), value.dtype) if kept is None else kept
         kept = lax.dynamic_update_slice(kept, value, (place, 0, 0))
     return kept
 
