@@ -415,7 +415,7 @@ def check_002_staged(g: Golden) -> None:
         g.close("stages, first 20 losses, relative", losses[:20] / g["hist/loss"][:20], np.ones(20), 1e-4)
     early = seen < 20
     g.close("stages, first scores", scores[seen[early]], np.stack([psnr, ssim], 1)[early], 1e-4)
-    # Moved by 1e-7, every fourth fit ends 2 dB elsewhere (with lax.conv too): the recorded one must be like one of five.
+    # Moved by 1e-7, every fourth fit ends 2 dB elsewhere (with lax.conv too): the recorded one must be like one of 5.
     rng = np.random.default_rng(0)
     moved = [[np.float32(x * (1 + 1e-7 * rng.standard_normal(x.shape))) for x in noisy] for _ in range(4)]
     fits = [scores, *(fit_stages(g, pictures, lengths)[1] for pictures in moved)]
