@@ -29,6 +29,7 @@ from dipddpm_jax.rearranging import (
     pad_to,
     space_to_depth,
     turn,
+    turned_blocks_of_kernel,
 )
 from dipddpm_jax.types import Features, Images
 from dipddpm_jax.winograd import divisor
@@ -62,7 +63,7 @@ def conv_transpose(x: Images, kernel: TransposedKernel, stride: int = 1, padding
             x, turn(kernel), (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
         )
     sizes = [(n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], (kh, kw))]
-    turned = turn(blocks_of_kernel(kernel, stride))
+    turned = turned_blocks_of_kernel(kernel, stride)
     blocks = _correlate(x, turned, tuple((k - 1, k - 1) for k in turned.shape[:2]))
     return pad_to(depth_to_space(blocks, stride), ((-padding, -padding), (-padding, -padding)), sizes)
 
@@ -71,8 +72,7 @@ def conv_transpose(x: Images, kernel: TransposedKernel, stride: int = 1, padding
 def _strided(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
     if min(kernel.shape[2:]) < 4:  # measured: XLA is slow with so few channels
         return _of_blocks(x, kernel, stride, padding)
-    direct = custom_vmap(lambda x, kernel: lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT))
+    direct = custom_vmap(partial(_directly, stride=stride, padding=padding))
 
     @direct.def_vmap
     def many(fits, batched, x, kernel):
@@ -91,6 +91,18 @@ def _strided_backward(stride: int, padding: Padding, kept: tuple[Images, Kernel]
 
 
 _strided.defvjp(_strided_forward, _strided_backward)
+
+
+def _directly(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
+    """`lax.conv`; where channels are few, `stride` pixels of a row are taken as one."""
+    (kh, kw, c, o), across = kernel.shape, stride
+    if max(c, o) <= FEW:
+        columns = (x.shape[2] + sum(padding[1]) - kw) // stride + 1
+        taps = -(-kw // stride)
+        kernel = jnp.pad(kernel, ((0, 0), (0, -kw % stride), (0, 0), (0, 0))).reshape(kh, taps, stride * c, o)
+        x = pad_to(x, ((0, 0), padding[1]), [x.shape[1], (columns + taps - 1) * stride])
+        x, across, padding = groups_of_pixels(x, stride), 1, (padding[0], (0, 0))
+    return lax.conv_general_dilated(x, kernel, (stride, across), padding, dimension_numbers=LAYOUT)
 
 
 def _of_blocks(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
@@ -246,7 +258,7 @@ def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
 
     pieces = n * h // (pictures * rows)
     if pieces == 1:
-        total = product(_patches(x, kh, kw), g)
+        total = lax.optimization_barrier(product(_patches(x, kh, kw), g))  # else XLA exchanges the operands
     else:
         start = jnp.zeros((o, taps) if o < taps else (taps, o), exact), jnp.zeros((pictures, rows, w, taps), x.dtype)
         total, _ = lax.fori_loop(0, pieces, add, start)

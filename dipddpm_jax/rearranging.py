@@ -45,6 +45,15 @@ def turn(kernel: Kernel) -> Float[Array, "kh kw o c"]:
     return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
+def turned_blocks_of_kernel(kernel: Kernel, s: int) -> Float[Array, "_ _ o _"]:
+    """turn(blocks_of_kernel(kernel, s)), as a concatenation where that is short: XLA moves one out of a loop (of
+    sampling, say), which it leaves transposes in."""
+    if s > 2:
+        return turn(blocks_of_kernel(kernel, s))
+    kernel = jnp.pad(kernel, ((0, -kernel.shape[0] % s), (0, -kernel.shape[1] % s), (0, 0), (0, 0)))
+    return jnp.concatenate([turn(kernel[i::s, j::s]) for i in range(s) for j in range(s)], -1)
+
+
 def groups_of_pixels(x: Images, s: int) -> Features:
     """Rows whose pixels sm .. sm + s - 1 are written as one of s times the channels."""
     n, h, w, c = x.shape

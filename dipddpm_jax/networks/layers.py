@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from dipddpm_jax import convolution
 from dipddpm_jax.types import Features, Images
 
+Rows = Float[Array, "c"]  # a number for each channel
+
 # PyTorch's default (kaiming_uniform with a = sqrt 5): U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -141,18 +143,38 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c,))
         kept_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         kept_var = self.variable("batch_stats", "var", jnp.ones, (c,))
-        mean, var = kept_mean.value, kept_var.value
-        if train:
-            y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            mean = y.mean((0, 1, 2))
-            var = jnp.square(y - mean[None, None, None]).mean((0, 1, 2))
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                n = x.size // c
-                kept_mean.value = (1 - self.momentum) * kept_mean.value + self.momentum * mean
-                kept_var.value = (1 - self.momentum) * kept_var.value + self.momentum * var * (n / max(n - 1, 1))
-        rows = (mean, scale / jnp.sqrt(var + self.epsilon), bias)
-        mean, gain, bias = (row.astype(x.dtype)[None, None, None] for row in rows)
-        return (x - mean) * gain + bias  # a single shift would cost digits where the mean is large
+        if not train:
+            return _normalised(x, kept_mean.value, jnp.sqrt(kept_var.value + self.epsilon), scale, bias)
+        y = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = y.mean((0, 1, 2))
+        var = jnp.square(y - mean[None, None, None]).mean((0, 1, 2))
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            n = x.size // c
+            kept_mean.value = (1 - self.momentum) * kept_mean.value + self.momentum * mean
+            kept_var.value = (1 - self.momentum) * kept_var.value + self.momentum * var * (n / max(n - 1, 1))
+        return _normalised_by_itself(x, mean, jnp.sqrt(var + self.epsilon), scale, bias)
+
+
+def _normalised(x: Images, mean: Rows, deviation: Rows, scale: Rows, bias: Rows) -> Features:
+    mean, gain, bias = (row.astype(x.dtype)[None, None, None] for row in (mean, scale / deviation, bias))
+    return (x - mean) * gain + bias  # a single shift would cost digits where the mean is large
+
+
+_normalised_by_itself = jax.custom_vjp(_normalised)  # mean and deviation are those of x
+
+
+def _by_itself_backward(kept: tuple[Array, ...], g: Features) -> tuple:
+    """Ioffe and Szegedy 2015, section 3: two sums, of which autodiff makes at least four."""
+    x, mean, deviation, scale = kept
+    mean_, deviation_, gain = (row[None, None, None] for row in (mean, deviation, scale / deviation))
+    n, wide = x.size // x.shape[-1], g.astype(mean.dtype)
+    normal = (x.astype(mean.dtype) - mean_) / deviation_
+    d_scale, d_bias = (wide * normal).sum((0, 1, 2)), wide.sum((0, 1, 2))
+    dx = gain * (wide - (d_bias[None, None, None] + normal * d_scale[None, None, None]) / n)
+    return dx.astype(x.dtype), None, None, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+
+
+_normalised_by_itself.defvjp(lambda *args: (_normalised(*args), args[:4]), _by_itself_backward)
 
 
 def group_norm(groups: int) -> nn.GroupNorm:
@@ -186,14 +208,30 @@ def max_pool(x: Images, size: int) -> Features:
 def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
     """Upsample(scale_factor=2): half-pixel centres, edges repeated."""
     for axis in (1, 2):
-        before = after = x
-        if method == "bilinear":
-            edges = [(1, 1) if a == axis else (0, 0) for a in range(4)]
-            padded, n = jnp.pad(x, edges, mode="edge"), x.shape[axis]
-            before = 0.75 * x + 0.25 * jax.lax.slice_in_dim(padded, 0, n, axis=axis)
-            after = 0.75 * x + 0.25 * jax.lax.slice_in_dim(padded, 2, n + 2, axis=axis)
-        x = jnp.stack([before, after], axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+        x = _bilinear(x, axis) if method == "bilinear" else jnp.repeat(x, 2, axis)
     return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _bilinear(x: Features, axis: int) -> Features:
+    n, wide = x.shape[axis], _edges_repeated(x, axis)
+    before, after = (0.25 * jax.lax.slice_in_dim(wide, i, i + n, axis=axis) for i in (0, 2))
+    return jnp.stack([before + 0.75 * x, 0.75 * x + after], axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def _bilinear_backward(axis: int, _: None, g: Features) -> tuple[Features]:
+    """Written out: of the slices above, autodiff makes sums of padded arrays, ten times as slow on a CPU."""
+    wide = _edges_repeated(g, axis)
+    a, b, c, d = (jax.lax.slice_in_dim(wide, i, i + g.shape[axis] - 1, 2, axis) for i in range(4))
+    return (0.25 * (a + d) + 0.75 * (b + c),)
+
+
+_bilinear.defvjp(lambda x, axis: (_bilinear(x, axis), None), _bilinear_backward)
+
+
+def _edges_repeated(x: Features, axis: int) -> Features:
+    first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, x.shape[axis] - 1))
+    return jnp.concatenate([first, x, last], axis)
 
 
 def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"]:
