@@ -6,8 +6,6 @@ is a convolution with the turned kernel, that to the kernel a product of matrice
 fewer products (`winograd`); and many kernels at once (vmap) are batched products where small, else a loop. Reverse mode
 and first derivatives only.
 """
-import math
-import os
 from collections.abc import Callable
 from functools import partial, reduce
 
@@ -15,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from dipddpm_jax import winograd
+from dipddpm_jax.choosing import FEW, PIECE_BYTES, divisor, lane_count, pixel_group, shared_out, small, suits_winograd
 from dipddpm_jax.rearranging import (
     Kernel,
     Padding,
@@ -32,15 +30,11 @@ from dipddpm_jax.rearranging import (
     turned_blocks_of_kernel,
 )
 from dipddpm_jax.types import Features, Images
-from dipddpm_jax.winograd import divisor
 
 TransposedKernel = Float[Array, "kh kw o c"]
 
 NO_PADDING = ((0, 0), (0, 0))
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-FEW = 16  # channels that XLA's fast convolution on a CPU leaves to a slower one
-MANY_PRODUCTS = 100_000_000  # of a convolution on one device, from which on fewer are worth their compilation
-PIECE_BYTES = 1_000_000  # of patches held at once: they should stay in a core's cache
 
 
 def conv(x: Images, kernel: Kernel, stride: int = 1, padding: Padding = NO_PADDING) -> Features:
@@ -145,7 +139,7 @@ def _output(x: Images, kernel: Kernel, padding: Padding) -> Features:
         if not batched[1]:
             y = _output(x.reshape(-1, *x.shape[2:]), kernel, padding)
             return y.reshape(*x.shape[:2], *y.shape[1:]), True
-        if _small(x.shape[1:], kernel.shape[1:]):
+        if small(x.shape[1:], kernel.shape[1:]):
             return jax.vmap(partial(_as_product, padding=padding))(x, kernel), True
         return lax.map(lambda fit: _output(*fit, padding), (x, kernel)), True
 
@@ -161,10 +155,10 @@ def _canonical(x: Images, kernel: Kernel, padding: Padding) -> Features:
         return x @ kernel[0, 0]
     if o <= 4 and c >= 16:
         return _sum_of_taps(x, kernel, padding)
-    if (s := _group(w, kernel.shape)) > 1:
+    if (s := pixel_group(w, kernel.shape)) > 1:
         groups = groups_of_pixels(pad_to(x, ((0, 0), padding[1]), [x.shape[1], w + s]), s)
         return _canonical(groups, groups_of_kernel(kernel, s), (padding[0], (0, 0))).reshape(n, h, w, o)
-    if _suits_winograd((n, h, w, o), kernel.shape, kernel.dtype):
+    if suits_winograd((n, h, w, o), kernel.shape, kernel.dtype):
         even = pad_to(x, padding, [h + h % 2 + 2, w + w % 2 + 2])
         return _by_lane(winograd.correlate, even, kernel)[:, :h, :w]
     if any(size > m for size, m in zip(sizes, x.shape[1:3])):
@@ -198,7 +192,7 @@ def _patches(x: Images, kh: int, kw: int) -> Features:
 def _kernel_gradient(x: Images, g: Features, size: tuple[int, int], padding: Padding) -> Kernel:
     """The sum over pixels of (patch of x) times g."""
     (kh, kw), (_, h, w, o), c = size, g.shape, x.shape[-1]
-    s = _group(w, (kh, kw, c, o))
+    s = pixel_group(w, (kh, kw, c, o))
     if s == 1:
         return _products(pad_to(x, padding, [h + kh - 1, w + kw - 1]), g)
     x = pad_to(x, padding, [h + kh - 1, w + s])
@@ -208,14 +202,14 @@ def _kernel_gradient(x: Images, g: Features, size: tuple[int, int], padding: Pad
 
 def _products(x: Images, g: Features) -> Kernel:
     """Patches of x times g. Pictures stay on their device: `lanes` of the batch never mix before the last sum."""
-    (_, h, w, o), lanes = g.shape, _lanes(g.shape[0])
+    (_, h, w, o), lanes = g.shape, lane_count(g.shape[0])
     kernel = x.shape[1] - h + 1, x.shape[2] - w + 1, x.shape[3], o
 
     @custom_vmap
     def one(x, g):
-        fewer = _suits_winograd(g.shape, kernel, g.dtype)
+        fewer = suits_winograd(g.shape, kernel, g.dtype)
         if lanes == 1 and not fewer:
-            return _in_pieces(x, g, PIECE_BYTES if _shared_out() else 8 * PIECE_BYTES)  # larger where cores share it
+            return _in_pieces(x, g, PIECE_BYTES if shared_out() else 8 * PIECE_BYTES)  # larger where cores share it
         if fewer:
             x, g = (pad_to(a, NO_PADDING, [m + m % 2 for m in a.shape[1:3]]) for a in (x, g))
         gradient = winograd.kernel_gradient if fewer else _in_pieces
@@ -225,7 +219,7 @@ def _products(x: Images, g: Features) -> Kernel:
     def many(fits, batched, x, g):
         x, g = (a if own else jnp.broadcast_to(a[None], (fits, *a.shape)) for a, own in zip((x, g), batched))
         kh, kw = (m - n + 1 for m, n in zip(x.shape[2:4], g.shape[2:4]))
-        if _small(x.shape[1:], (kh, kw)):
+        if small(x.shape[1:], (kh, kw)):
             return jax.vmap(_in_pieces)(x, g), True
         return lax.map(lambda fit: _products(*fit), (x, g)), True
 
@@ -265,46 +259,8 @@ def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
     return (total.T if o < taps else total).astype(g.dtype).reshape(kh, kw, c, o)
 
 
-def _shared_out() -> bool:
-    """Whether this is what one device does of a computation that several share (shard_map)."""
-    return any(axis == AxisType.Manual for axis in jax.sharding.get_abstract_mesh().axis_types)
-
-
-def _lanes(n: int) -> int:
-    """Over how many devices a batch of n may be spread."""
-    return 1 if _shared_out() else divisor(n, jax.device_count())
-
-
 def _by_lane(f: Callable[[Images, Kernel], Features], x: Images, kernel: Kernel) -> Features:
     """f of the pictures of each device by themselves, since f takes pictures in pieces."""
-    lanes = _lanes(x.shape[0])
+    lanes = lane_count(x.shape[0])
     y = jax.vmap(f, (0, None))(x.reshape(lanes, -1, *x.shape[1:]), kernel)
     return y.reshape(-1, *y.shape[2:])
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _suits_winograd(output: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Whether fewer products pay: with enough channels and pixels, and a core for every device, since the many small
-    operations of a piece do not share several cores."""
-    (n, h, w, _), (kh, kw, c, o), lanes = output, kernel, _lanes(output[0])
-    enough = min(c, o) >= 32 and 9 * n * h * w * c * o >= MANY_PRODUCTS * lanes
-    one_core_each = (_shared_out() or lanes == jax.device_count()) and jax.device_count() >= cores()
-    return kh == kw == 3 and enough and one_core_each and dtype == jnp.float32
-
-
-def _small(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """Whether all patches fit in one piece; then many fits at once are best as one batched product."""
-    return math.prod(x) * kernel[0] * kernel[1] * 4 <= PIECE_BYTES
-
-
-def _group(width: int, kernel: tuple[int, ...]) -> int:
-    """How many pixels of a row to take as one. XLA's fast convolution takes more than 16 channels, and few channels
-    leave vectors half empty; the work grows by half or so, the time falls to a half or a fifth."""
-    _, kw, c, o = kernel
-    few = max(c, o) <= FEW or (max(c, o) <= 20 and 8 < min(c, o) <= 12)
-    fitting = [s for s in (2, 4, 8) if kw > 1 and kw <= s + 1 and width % s == 0]
-    return next((s for s in fitting if s * max(c, o) > FEW), max(fitting, default=1)) if few else 1

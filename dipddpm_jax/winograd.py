@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from dipddpm_jax.choosing import divisor
 from dipddpm_jax.types import Features, Images
 
 PIECE_BYTES = 1_600_000  # of transformed tiles, input and output, at once
@@ -75,11 +76,6 @@ def _piece(n: int, rows: int, columns: int, channels: int) -> tuple[int, int]:
     most = max(PIECE_BYTES // (16 * 4 * channels), columns)
     lines = divisor(rows, most // columns)
     return (divisor(n, most // (rows * columns)) if lines == rows else 1), lines
-
-
-def divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`, but at least 1."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
 
 
 def _part(x: Images, i: int | Array, pictures: int, lines: int, overlap: int) -> Float[Array, "p _ _ c"]:

@@ -6,7 +6,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "schedules", "process", "denoisers", "samplers", "metrics", "degrade", "stopping",
-        "rearranging", "winograd", "convolution", "networks", "dip", "training", "hybrids"]
+        "rearranging", "choosing", "winograd", "convolution", "networks", "dip", "training", "hybrids"]
 SIDE_EFFECTS = ["commands", "data", "config", "presets", "dip_config", "checkpoints", "plots", "devices", "builders",
                 "sampling", "workdirs", "runs", "torch_weights", "judge_training", "judges", "label_accuracy",
                 "drawing", "measuring", "fits", "restoration", "staging", "cli", "evaluation", "evaluate", "tables",

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dipddpm_jax import convolution
+from dipddpm_jax import choosing
 from dipddpm_jax.convolution import conv, conv_transpose
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -95,10 +95,32 @@ def test_conv_transpose_equals_lax(size, stride, padding):
          "fewer products, odd sides"],
 )
 def test_large_work_equals_lax(shape, channels, monkeypatch):
-    monkeypatch.setattr(convolution, "MANY_PRODUCTS", 1_000_000)
+    monkeypatch.setattr(choosing, "MANY_PRODUCTS", 1_000_000)
     x, kernel = normal(0, *shape, channels[0]), normal(1, 3, 3, *channels)
     got = value_and_gradients(lambda x, k: conv(x, k, 1, SAME), x, kernel)
     assert_same(got, value_and_gradients(lambda x, k: lax_conv(x, k, 1, SAME), x, kernel))
+
+
+@pytest.mark.parametrize("size, channels", [(4, (10, 10)), (3, (8, 16)), (5, (16, 4))])
+def test_strides_of_few_channels_equal_lax(size, channels):
+    x, kernel = normal(0, 2, 14, 13, channels[0]), normal(1, size, size, *channels)
+    got = value_and_gradients(lambda x, k: conv(x, k, 2, SAME), x, kernel)
+    assert_same(got, value_and_gradients(lambda x, k: lax_conv(x, k, 2, SAME), x, kernel))
+
+
+@cpu_only
+def test_kernels_are_rearranged_outside_the_loop_that_uses_them():
+    """XLA moves a concatenation out of a loop, but leaves transposes in."""
+    kernel = normal(1, 4, 4, 40, 40)
+
+    @jax.jit
+    def repeated(x, kernel):
+        return lax.scan(lambda x, _: (jnp.tanh(conv_transpose(x, kernel, 2, 1)[:, ::2, ::2]), None), x, length=5)[0]
+
+    text = repeated.lower(normal(0, 1, 6, 6, 40), kernel).compile().as_text()
+    bodies = re.findall(r"body=%?([\w.\-]+)", text)
+    of_loops = [part for part in text.split("\n\n") if any(part.lstrip("% ").startswith(body) for body in bodies)]
+    assert of_loops and not any("conv_transpose/transpose" in part or "transpose_copy" in part for part in of_loops)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -193,10 +215,10 @@ def test_fewer_products_where_there_are_channels_pixels_and_a_core_for_every_dev
         cost = jax.jit(lambda x, k: conv(x, k, 1, SAME)).lower(*shapes).compile().cost_analysis()
         return cost["flops"] / (2 * 9 * n * 16**2 * channels * width)
 
-    monkeypatch.setattr(convolution, "MANY_PRODUCTS", 1_000_000)
-    monkeypatch.setattr(convolution, "cores", lambda: 1)
+    monkeypatch.setattr(choosing, "MANY_PRODUCTS", 1_000_000)
+    monkeypatch.setattr(choosing, "cores", lambda: 1)
     few = products()  # a loop's body counts once
-    monkeypatch.setattr(convolution, "cores", lambda: 1 + jax.device_count())
+    monkeypatch.setattr(choosing, "cores", lambda: 1 + jax.device_count())
     assert few < 0.8 < 0.9 < products() <= 1  # zeros around a picture do not count
 
 
@@ -217,7 +239,7 @@ def test_scan_equals_lax():
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
 @pytest.mark.parametrize("width", [8, 32], ids=["patches", "fewer products"])
 def test_a_sharded_batch_is_never_gathered(width, monkeypatch):
-    monkeypatch.setattr(convolution, "MANY_PRODUCTS", 1_000_000)
+    monkeypatch.setattr(choosing, "MANY_PRODUCTS", 1_000_000)
     x = normal(0, 8 * jax.device_count(), 16, 16, width)
     kernels = (normal(1, 4, 4, width, 12), normal(2, 4, 4, width, 12), normal(3, 3, 3, width, width))
 
@@ -240,4 +262,4 @@ def test_patches_are_held_in_pieces():
     n, side, width = 16, 64, 32
     x, kernel = normal(0, n, side, side, width), normal(1, 3, 3, width, width)
     compiled = jax.jit(jax.grad(lambda k: conv(x, k, 1, SAME).sum())).lower(kernel).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.nbytes + 20 * convolution.PIECE_BYTES  # patches: 9
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.nbytes + 20 * choosing.PIECE_BYTES  # patches: 9

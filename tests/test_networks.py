@@ -19,7 +19,15 @@ from dipddpm_jax.networks import (
     TwoConvs,
 )
 from dipddpm_jax.networks.context_unet import enlargement
-from dipddpm_jax.networks.layers import ConvTranspose, Dense, double_size, initial_variables, max_pool, windows
+from dipddpm_jax.networks.layers import (
+    BatchNorm,
+    ConvTranspose,
+    Dense,
+    double_size,
+    initial_variables,
+    max_pool,
+    windows,
+)
 from dipddpm_jax.types import NULL_LABEL, UserError
 
 KEY = jax.random.key(0)
@@ -145,7 +153,31 @@ def test_residual_denoiser_injects_its_noise_in_evaluation_too():
 @pytest.mark.parametrize("h, w, c", [(1, 5, 1), (7, 2, 3)])
 def test_double_size_is_jax_image_resize(h, w, c, method):
     x = jax.random.normal(KEY, (2, h, w, c))
-    np.testing.assert_allclose(double_size(x, method), jax.image.resize(x, (2, 2 * h, 2 * w, c), method), atol=1e-6)
+    def of_jax(x):
+        return jax.image.resize(x, (2, 2 * h, 2 * w, c), method)
+
+    y, g = of_jax(x), jnp.asarray(np.random.default_rng(1).normal(size=(2, 2 * h, 2 * w, c)), jnp.float32)
+    np.testing.assert_allclose(double_size(x, method), y, atol=1e-6)
+    gradients = (jax.vjp(f, x)[1](g)[0] for f in (partial(double_size, method=method), of_jax))
+    np.testing.assert_allclose(*gradients, atol=2e-6)
+
+
+def test_batch_norm_has_the_gradient_that_autodiff_finds():
+    """Through mean and variance too; in float64, where rounding hides no error of the formula."""
+    def plain(x, scale, bias):
+        mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[None, None, None]
+
+    def ours(x, scale, bias):
+        stats = {"mean": jnp.zeros(4), "var": jnp.ones(4)}
+        return BatchNorm().apply({"params": {"scale": scale, "bias": bias}, "batch_stats": stats}, x, True)
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, g = (jnp.asarray(rng.normal(3, 2, (3, 5, 6, 4))) for _ in range(2))
+        (y, pull), (wanted, pull_plain) = (jax.vjp(f, x, jnp.arange(1.0, 5), jnp.ones(4)) for f in (ours, plain))
+        for found, right in zip((y, *pull(g)), (wanted, *pull_plain(g)), strict=True):
+            np.testing.assert_allclose(found, right, atol=1e-11)
 
 
 @pytest.mark.parametrize("size", [2, 7])

@@ -20,8 +20,8 @@ class Command:
 
     report: Annotated[Literal["000", "001", "002", "003", "004", "scenes", "all"], tyro.conf.Positional] = "all"
     budget: Literal["smoke", "quick", "full"] = "quick"
-    """smoke: every row in seconds, nearly all compilation, proves nothing; quick: smaller pictures, networks and runs, half an hour on two
-    cores (scenes: an hour); full: the report's own sizes, for an accelerator."""
+    """smoke: every row in seconds, nearly all compilation, proves nothing; quick: smaller pictures, networks and runs,
+    half an hour on two cores (scenes: an hour); full: the report's own sizes, for an accelerator."""
     rows: tuple[str, ...] = ()
     """Only the rows whose "table/row" matches one of these, with * and ?; default: all."""
     seeds: int | None = None
