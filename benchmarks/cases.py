@@ -259,7 +259,7 @@ def jax_fit(fit: Fit, units: int, stopper: stopping.Stopper | None = None, alone
     how = dip.Dip(fit.network, optax.adam(1e-2), stopper=stopper or stopping.never())
     problem, state = dip_start(fit, how, 0)
     length, calls = (1, units) if alone else (units, 1)
-    advance = jax.jit(how.advance, static_argnums=2, donate_argnums=1)
+    advance = jax.jit(how.advance_one, static_argnums=2, donate_argnums=1)
 
     def run():
         nonlocal state

@@ -8,6 +8,7 @@ and first derivatives only.
 """
 from collections.abc import Callable
 from functools import partial, reduce
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-from dipddpm_jax import winograd
+from dipddpm_jax import row_sharing, winograd
 from dipddpm_jax.choosing import FEW, PIECE_BYTES, divisor, lane_count, pixel_group, shared_out, small, suits_winograd
 from dipddpm_jax.rearranging import (
     Kernel,
@@ -37,8 +38,18 @@ NO_PADDING = ((0, 0), (0, 0))
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: Images, kernel: Kernel, stride: int = 1, padding: Padding = NO_PADDING) -> Features:
-    """Cross-correlation with zero padding, as PyTorch's Conv2d; kernel is (height, width, in, out)."""
+def conv(
+    x: Images, kernel: Kernel, stride: int = 1, padding: Padding = NO_PADDING,
+    mode: Literal["zeros", "reflect"] = "zeros",
+) -> Features:
+    """Cross-correlation, as PyTorch's Conv2d; kernel is (height, width, in, out), `mode` what stands in the padding."""
+    count, (before, after) = row_sharing.sharing(), padding[0]
+    if count > 1 and before == after == (kernel.shape[0] - 1) / 2 and x.shape[1] % (count * stride) == 0 and (
+            x.shape[1] // count > before):
+        band = partial(conv, stride=stride, padding=(NO_PADDING[0], padding[1]), mode=mode)
+        return row_sharing.by_rows(band, x, kernel, halo=before, edge=mode)
+    if mode == "reflect":
+        x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="reflect"), NO_PADDING
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
     if stride > 1:
@@ -213,6 +224,8 @@ def _products(x: Images, g: Features) -> Kernel:
         if fewer:
             x, g = (pad_to(a, NO_PADDING, [m + m % 2 for m in a.shape[1:3]]) for a in (x, g))
         gradient = winograd.kernel_gradient if fewer else _in_pieces
+        if lanes == 1:
+            return gradient(x, g)
         return jax.vmap(gradient)(*(a.reshape(lanes, -1, *a.shape[1:]) for a in (x, g))).sum(0)
 
     @one.def_vmap
@@ -262,5 +275,7 @@ def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:
 def _by_lane(f: Callable[[Images, Kernel], Features], x: Images, kernel: Kernel) -> Features:
     """f of the pictures of each device by themselves, since f takes pictures in pieces."""
     lanes = lane_count(x.shape[0])
+    if lanes == 1:
+        return f(x, kernel)
     y = jax.vmap(f, (0, None))(x.reshape(lanes, -1, *x.shape[1:]), kernel)
     return y.reshape(-1, *y.shape[2:])

@@ -6,6 +6,7 @@ that `vmap` fits many pictures or seeds. The literature's variants are other pen
 """
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,10 +17,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dipddpm_jax import row_sharing
+from dipddpm_jax.choosing import divisor
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.stopping import Evidence, Stopper, never
 from dipddpm_jax.types import Image
-from dipddpm_jax.winograd import divisor
 
 Scalar = Float[Array, ""]
 Flag = Bool[Array, ""]
@@ -234,11 +236,18 @@ class Dip:
 
         return jax.lax.scan(draw_and_step, state, length=num_steps)
 
+    def advance_one(self, problem: DipProblem, state: DipState, num_steps: int) -> tuple[DipState, Curves]:
+        """`advance` of a single fit, not for vmap: the devices of a CPU share the rows of a large picture."""
+        if not row_sharing.pays(problem.code.shape):
+            return self.advance(problem, state, num_steps)
+        with row_sharing.shared():
+            return self.advance(problem, state._replace(code=row_sharing.banded(state.code)), num_steps)
+
     def advance_all(self, problems: DipProblem, states: DipState, num_steps: int) -> tuple[DipState, Curves]:
         """`advance` for a batch. On a CPU every device has its share, one fit after the other, and those that have
         stopped cost nothing; elsewhere all at once, the stopped ones included."""
-        def one(problem, state):
-            return self.advance(problem, state, num_steps)
+        count = divisor(states.step.shape[0], jax.local_device_count())
+        one = partial(self.advance_one if count == 1 else self.advance, num_steps=num_steps)
 
         def idle(problem, state):
             shapes = jax.eval_shape(one, problem, state)[1]
@@ -250,7 +259,6 @@ class Dip:
         def share(problems, states):
             return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
 
-        count = divisor(states.step.shape[0], jax.local_device_count())
         if count == 1:
             return share(problems, states)
         mesh, fits = Mesh(np.array(jax.local_devices()[:count]), ("fits",)), PartitionSpec("fits")

@@ -93,7 +93,7 @@ def _through(
 
 @functools.lru_cache(maxsize=8)
 def _advance(fit: Dip, num_steps: int) -> Callable:
-    return jax.jit(functools.partial(fit.advance, num_steps=num_steps))
+    return jax.jit(functools.partial(fit.advance_one, num_steps=num_steps))
 
 
 @functools.lru_cache(maxsize=8)

@@ -16,7 +16,8 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
-from dipddpm_jax import checkpoints, devices, dip_config, measuring, plots, workdirs
+from dipddpm_jax import checkpoints, devices, dip_config, measuring, plots, row_sharing, workdirs
+from dipddpm_jax.choosing import divisor
 from dipddpm_jax.data.pictures import read_picture
 from dipddpm_jax.dip import Dip, DipProblem, DipState
 from dipddpm_jax.dip_config import DipConfig, DipRun
@@ -31,6 +32,9 @@ class Batch:
 
     def __init__(self, fit: Dip, problems: DipProblem, states: DipState, compacts: bool):
         (self.problems, self.whole), _ = devices.spread((problems, states), None)
+        if divisor(len(states.step), jax.local_device_count()) == 1 and row_sharing.pays(states.code.shape[1:]):
+            everywhere = devices.replicated(row_sharing.mesh())
+            self.problems, self.whole = jax.device_put((problems, states), everywhere)
         self.compacts = compacts
         self.rows = np.arange(len(states.step))
         self.part = self.whole

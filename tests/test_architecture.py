@@ -6,14 +6,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "schedules", "process", "denoisers", "samplers", "metrics", "degrade", "stopping",
-        "rearranging", "choosing", "winograd", "convolution", "networks", "dip", "training", "hybrids"]
+        "rearranging", "choosing", "row_sharing", "winograd", "convolution", "networks", "dip", "training", "hybrids"]
 SIDE_EFFECTS = ["commands", "data", "config", "presets", "dip_config", "checkpoints", "plots", "devices", "builders",
                 "sampling", "workdirs", "runs", "torch_weights", "judge_training", "judges", "label_accuracy",
                 "drawing", "measuring", "fits", "restoration", "staging", "cli", "evaluation", "evaluate", "tables",
                 "completion", "pages", "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
-NUMERIC = {"collections", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math", "numpy", "optax",
-           "os", "types", "typing", "zlib"}
+NUMERIC = {"collections", "contextlib", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math",
+           "numpy", "optax", "os", "types", "typing", "zlib"}
 MAX_FUNCTION, MAX_MODULE = 60, 300
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dipddpm_jax import dip_config, fits, measuring, restoration
+from dipddpm_jax import dip_config, fits, measuring, restoration, row_sharing
 from dipddpm_jax.cli import train_main
 from dipddpm_jax.dip_config import DipConfig, DipRun
 from dipddpm_jax.errors import UserError
@@ -58,7 +58,9 @@ def test_a_noisy_picture_is_restored_without_a_clean_one(clean, tmp_path):
     assert "psnr" not in (tmp_path / "out" / "curves.jsonl").read_text()
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path):
+@pytest.mark.parametrize("large", [row_sharing.LARGE, 1], ids=["", "rows shared"])
+def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, monkeypatch):
+    monkeypatch.setattr(row_sharing, "LARGE", large)
     config = DipConfig(clean=clean, network="conv", num_steps=20, window=4)
     run = DipRun(chunk=5, save_every=10, gif=True)
     whole, parts = (restoration.Restoration(config, run, measuring.load(config), folder)

@@ -5,7 +5,7 @@ names of the networks are PyTorch's; `torch_weights` turns them into state_dict 
 """
 import functools
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal
 from zlib import crc32
 
@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Key, PyTree
 
-from dipddpm_jax import convolution
+from dipddpm_jax import convolution, row_sharing
 from dipddpm_jax.types import Features, Images
 
 Rows = Float[Array, "c"]  # a number for each channel
@@ -89,9 +89,7 @@ class Conv(nn.Module):
         k, p = self.kernel_size, self.padding
         shape = (k, k, x.shape[-1], self.features)
         kernel = self.param("kernel", torch_kernel, shape)
-        if self.mode == "reflect" and p:
-            x, p = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), mode="reflect"), 0
-        y = convolution.conv(x, kernel.astype(x.dtype), self.stride, ((p, p), (p, p)))
+        y = convolution.conv(x, kernel.astype(x.dtype), self.stride, ((p, p), (p, p)), self.mode)
         if self.use_bias:
             bias = self.param("bias", torch_bias(int(np.prod(shape[:3]))), (self.features,))
             y = y + bias.astype(x.dtype)[None, None, None]
@@ -207,12 +205,19 @@ def max_pool(x: Images, size: int) -> Features:
 
 def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
     """Upsample(scale_factor=2): half-pixel centres, edges repeated."""
+    count = row_sharing.sharing()
+    if count > 1 and x.shape[1] % count == 0:
+        if method == "bilinear":
+            x = row_sharing.by_rows(lambda band: _bilinear(band, 1)[:, 2:-2], x, halo=1, edge="edge")
+        else:
+            x = row_sharing.by_rows(partial(jnp.repeat, repeats=2, axis=1), x)
+        return _bilinear(x, 2) if method == "bilinear" else jnp.repeat(x, 2, 2)
     for axis in (1, 2):
         x = _bilinear(x, axis) if method == "bilinear" else jnp.repeat(x, 2, axis)
     return x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _bilinear(x: Features, axis: int) -> Features:
     n, wide = x.shape[axis], _edges_repeated(x, axis)
     before, after = (0.25 * jax.lax.slice_in_dim(wide, i, i + n, axis=axis) for i in (0, 2))
