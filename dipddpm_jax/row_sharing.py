@@ -58,7 +58,8 @@ def by_rows(
     edge: Literal["zeros", "reflect", "edge"] = "zeros",
 ) -> Features:
     """f(band, *whole) of every device's band of rows, with `halo` rows of the neighbours above and below it; beyond the
-    picture stand `edge`. Rows must divide by the devices, and a band have more rows than the halo."""
+    picture stand `edge` ("edge", its outermost row, is for a halo of 1). Rows must divide by the
+    devices, and a band have more rows than the halo."""
     count = sharing()
 
     def local(x, *whole):

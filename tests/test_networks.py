@@ -153,6 +153,7 @@ def test_residual_denoiser_injects_its_noise_in_evaluation_too():
 @pytest.mark.parametrize("h, w, c", [(1, 5, 1), (7, 2, 3)])
 def test_double_size_is_jax_image_resize(h, w, c, method):
     x = jax.random.normal(KEY, (2, h, w, c))
+
     def of_jax(x):
         return jax.image.resize(x, (2, 2 * h, 2 * w, c), method)
 

@@ -205,16 +205,13 @@ def max_pool(x: Images, size: int) -> Features:
 
 def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
     """Upsample(scale_factor=2): half-pixel centres, edges repeated."""
+    double = _bilinear if method == "bilinear" else partial(jnp.repeat, repeats=2)
     count = row_sharing.sharing()
     if count > 1 and x.shape[1] % count == 0:
-        if method == "bilinear":
-            x = row_sharing.by_rows(lambda band: _bilinear(band, 1)[:, 2:-2], x, halo=1, edge="edge")
-        else:
-            x = row_sharing.by_rows(partial(jnp.repeat, repeats=2, axis=1), x)
-        return _bilinear(x, 2) if method == "bilinear" else jnp.repeat(x, 2, 2)
-    for axis in (1, 2):
-        x = _bilinear(x, axis) if method == "bilinear" else jnp.repeat(x, 2, axis)
-    return x
+        x = row_sharing.by_rows(lambda band: double(band, axis=1)[:, 2:-2], x, halo=1, edge="edge")
+    else:
+        x = double(x, axis=1)
+    return double(x, axis=2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
