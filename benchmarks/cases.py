@@ -15,8 +15,10 @@ import optax
 import torch
 
 from benchmarks.torch_reference import diffusion, skip_net, system001, system002, system004
-from dipddpm_jax import devices, dip, samplers, schedules, stopping, training
-from dipddpm_jax.denoisers import from_network
+from dipddpm_jax import devices, dip
+from dipddpm_jax.diffusion import samplers, schedules, training
+from dipddpm_jax.diffusion.denoisers import from_network
+from dipddpm_jax.dip import stopping
 from dipddpm_jax.networks import ContextUnet, ConvStack, SkipNet, SmallUNet, UNet
 from dipddpm_jax.networks.layers import initial_variables
 

@@ -16,11 +16,14 @@ import numpy as np
 import optax
 import tyro
 
-from dipddpm_jax import degrade, devices, dip, measuring
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.places import F16, REPO  # noqa: E402
+from dipddpm_jax import devices, dip
+from dipddpm_jax.commands import measurements
+from dipddpm_jax.inverse import noises
 from dipddpm_jax.networks import SkipNet
 
-ROOT = Path(__file__).parents[1]
-F16 = ROOT.parent / "shared" / "data" / "dip" / "ulyanov" / "F16_GT.png"
 Curves = list[tuple[np.ndarray, np.ndarray]]  # PSNR of the output and of the average, step by step, for each seed
 
 
@@ -46,8 +49,7 @@ def theirs(clean: np.ndarray, noisy: np.ndarray, widths: tuple[int, ...], num_st
     """Fits of the PyTorch reference."""
     import torch
 
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from torch_reference import skip_net
+    from benchmarks.torch_reference import skip_net
 
     target, curves = torch.tensor(noisy.transpose(2, 0, 1)[None]), []
     for seed in range(seeds):
@@ -68,8 +70,8 @@ def theirs(clean: np.ndarray, noisy: np.ndarray, widths: tuple[int, ...], num_st
 def main(side: int = 64, width: int = 128, levels: int = 5, num_steps: int = 3000, seeds: int = 3) -> None:
     """Runs both, and writes the comparison."""
     devices.set_up()
-    clean = measuring.read(str(F16), side)[1][0]
-    noisy = np.asarray(degrade.add_gaussian(jax.random.key(0), jnp.asarray(clean), 25 / 255))
+    clean = measurements.read(str(F16), side)[1][0]
+    noisy = np.asarray(noises.add_gaussian(jax.random.key(0), jnp.asarray(clean), 25 / 255))
     lines = ["# The DIP recipe here and in PyTorch", "",
              f"F16 at {side}x{side}, sigma 25 (noisy: {psnr(noisy, clean):.2f} dB), the same noisy picture for all; "
              f"hourglass of {levels} levels of {width} channels (4 in the skips), code of 32 channels, jitter 1/30, "
@@ -88,8 +90,8 @@ def main(side: int = 64, width: int = 128, levels: int = 5, num_steps: int = 300
         print(json.dumps({"library": name, "scores": scores.round(3).tolist()}), flush=True)
     lines.append(f"| difference | {' | '.join(f'{d:+.2f}' for d in table[0].mean(0) - table[1].mean(0))} | |")
     lines += ["", "Seconds include compilation.", ""]
-    (ROOT / "docs" / "results").mkdir(parents=True, exist_ok=True)
-    (ROOT / "docs" / "results" / "dip_against_torch.md").write_text("\n".join(lines))
+    (REPO / "docs" / "results").mkdir(parents=True, exist_ok=True)
+    (REPO / "docs" / "results" / "dip_against_torch.md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ parts:
 """
 import dataclasses
 import json
+import sys
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -21,13 +22,19 @@ import numpy as np
 import optax
 import tyro
 
-from dipddpm_jax import degrade, devices, dip, fits, measuring, restoration, stopping
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.places import REPO, SET12  # noqa: E402
+from dipddpm_jax import devices, dip
+from dipddpm_jax.commands import fits, measurements
+from dipddpm_jax.commands.dip import scores
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
+from dipddpm_jax.dip import stopping, study
+from dipddpm_jax.inverse import noise_level, noises, operators
 from dipddpm_jax.networks import SkipNet
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-SET12 = Path(__file__).parents[2] / "shared" / "data" / "dip" / "set12"
+RESULTS = REPO / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def rules(c: Setting) -> dict[str, stopping.Stopper]:
 def clean_pictures(c: Setting) -> dict[str, np.ndarray]:
     """Set12 in grey where it is at hand, else grey photographs of scikit-image; resized to side x side, in [0, 1]."""
     if SET12.is_dir():
-        names, pictures = measuring.read(str(SET12), c.side)
+        names, pictures = measurements.read(str(SET12), c.side)
         found = {f"set12/{name}": picture[..., :1] for name, picture in zip(names, pictures)}
     else:
         found = {name: square(photograph(name), c.side).mean(-1, keepdims=True).astype(np.float32) / 255
@@ -77,24 +84,24 @@ def problem(c: Setting, clean: np.ndarray, sigma: int, seed: int) -> dip.DipProb
     """All seeds see the same noise, as the runs that the paper averages; code, held-out pixels and weights differ."""
     noise = jax.random.fold_in(jax.random.key(sigma), int(1e6 * clean.mean()))
     code, held = jax.random.split(jax.random.fold_in(jax.random.key(sigma), seed))
-    noisy = degrade.add_gaussian(noise, jnp.asarray(clean), sigma / 255)
+    noisy = noises.add_gaussian(noise, jnp.asarray(clean), sigma / 255)
     return dip.DipProblem(
         dip.noise_code(code, c.side, c.side), noisy, jnp.asarray(clean),
-        held_out=degrade.random_mask(held, c.side, c.side, fits.held_out_share(c.side**2)),
-        sigma=jnp.float32(degrade.estimate_sigma(np.asarray(noisy))))
+        held_out=operators.random_mask(held, c.side, c.side, fits.held_out_share(c.side**2)),
+        sigma=jnp.float32(noise_level.estimate_sigma(np.asarray(noisy))))
 
 
 def summary(clean: np.ndarray, given: dip.DipProblem, state: dip.DipState, curves: dict) -> dict:
     """One line: scores of what each rule kept, of the end, and of the best moment."""
     psnr, average = np.asarray(curves["psnr"], np.float64), np.asarray(curves["psnr_average"], np.float64)
-    line: dict = {"noisy": restoration.scores(clean, np.asarray(given.measurement)), "sigma_estimated":
+    line: dict = {"noisy": scores(clean, np.asarray(given.measurement)), "sigma_estimated":
                   255 * float(given.sigma), "rules": {}}
     for name, runner in state.stop_state[1].items():
         stopped = int(runner.stopped_at)
         line["rules"][name] = {
             "kept": int(runner.kept_at) + 1, "stopped": stopped + 1 if stopped >= 0 else len(psnr),
-            "output": restoration.scores(clean, np.asarray(runner.output)),
-            "average": restoration.scores(clean, np.asarray(runner.average))}
+            "output": scores(clean, np.asarray(runner.output)),
+            "average": scores(clean, np.asarray(runner.average))}
     best, best_average = int(psnr.argmax()), int(average.argmax())
     line["oracle"] = {"output": psnr[best], "at": best + 1, "average": average[best_average],
                       "average_at": best_average + 1}
@@ -109,7 +116,7 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
     where = f"{devices.machine()}, {date.today()}"
     widths = (c.width,) * c.levels
     fit = dip.Dip(SkipNet(1, widths, widths, (4,) * c.levels), optax.adam(c.learning_rate),
-                  stopper=stopping.race(rules(c)), fall_back=5.0)
+                  stopper=study.race(rules(c)), fall_back=5.0)
     advance = jax.jit(partial(fit.advance_all, num_steps=c.num_steps))
     began = time.monotonic()
     for picture, clean in clean_pictures(c).items():
@@ -127,7 +134,7 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
                     "seconds": round(seconds, 2), "where": where, "recipe": c.recipe} for seed, row in enumerate(rows)]
             for name in rules(c):
                 kept = [np.asarray(row[0].stop_state[1][name].average) for row in rows]
-                pairs = [restoration.scores(clean, (kept[a] + kept[b]) / 2)["psnr"]
+                pairs = [scores(clean, (kept[a] + kept[b]) / 2)["psnr"]
                          for a, b in combinations(range(c.seeds), 2)]
                 for line in new:  # of the picture, not of the seed
                     line["rules"][name]["two_runs"] = float(np.mean(pairs)) if pairs else None

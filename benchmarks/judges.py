@@ -21,7 +21,8 @@ REPO = Path(__file__).parents[1]
 RESULTS = REPO / "docs" / "results"
 sys.path.insert(0, str(REPO))
 
-from dipddpm_jax import __version__, data, devices, judges, metrics  # noqa: E402
+from dipddpm_jax import __version__, data, devices  # noqa: E402
+from dipddpm_jax.judging import judges, metrics  # noqa: E402
 
 NOISE = (0, 8, 16, 32, 64, 128)  # standard deviation, of 255
 BLUR = (0, 0.5, 1, 1.5, 2, 4)  # standard deviation in pixels

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from dipddpm_jax.commands import guarded
+from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.errors import UserError
 
 
@@ -67,14 +67,16 @@ def run(command: LabelAccuracy | Judge | Export) -> str:
     if isinstance(command, Export) and command.out.suffix != ".safetensors":
         raise UserError(f"{command.out} must end in .safetensors")
 
-    from dipddpm_jax import devices, judges, label_accuracy, runs, torch_weights
+    from dipddpm_jax import devices, torch_weights
+    from dipddpm_jax.commands import label_accuracy, train
+    from dipddpm_jax.judging import judges
 
     devices.set_up()
     if isinstance(command, LabelAccuracy):
         return label_accuracy.run(command)
     if isinstance(command, Judge):
         return judges.build(command)
-    model, step = runs.load_run(command.workdir, command.step)
+    model, step = train.load_run(command.workdir, command.step)
     state = torch_weights.export_torch(model.weights)
     torch_weights.write(state, command.out)
     return f"{len(state)} entries of step {step} written to {command.out}"

@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from dipddpm_jax.diffusion.training import TrainState
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.training import TrainState
 
 for name in ("absl", "asyncio"):  # what Orbax logs as an error, with pages of traceback, it raises too
     logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from dipddpm_jax.choosing import cores
-from dipddpm_jax.config import RunOptions
+from dipddpm_jax.config.diffusion import RunOptions
+from dipddpm_jax.convolution.cost import cores
 from dipddpm_jax.errors import UserError
 
 MOST_HOST_DEVICES = 4  # each holds its own copy of data and parameters

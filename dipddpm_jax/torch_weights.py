@@ -8,14 +8,12 @@ height, width) and (out, in), whatever else has three or four axes moves its cha
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jaxtyping import PyTree
 
-from dipddpm_jax.config import Facts, TrainConfig
 from dipddpm_jax.errors import UserError
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
@@ -141,32 +139,3 @@ def write(state: Mapping[str, np.ndarray], path: Path) -> None:
         save_file(dict(state), path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error})") from None
-
-
-def load_model(path: Path, config: TrainConfig) -> Any:
-    """A `sampling.Model` of somebody's PyTorch weights, for the network of a preset; with labels if they have any.
-
-    Raises UserError when the file or its entries do not fit.
-    """
-    from dipddpm_jax import builders, sampling
-
-    state, problem = read(path), None
-    for facts in _facts_of(config):
-        network = builders.make_network(config.network, facts, config.schedule.num_steps)
-        try:
-            return sampling.Model(config, facts, network, import_torch(state, builders.variable_shapes(network, facts)))
-        except UserError as error:
-            problem = problem or error
-    raise UserError(f"{path}: {problem}")
-
-
-def _facts_of(config: TrainConfig) -> list[Facts]:
-    """What the preset's data set would tell, without needing it: with its labels, and without."""
-    from dipddpm_jax.data import originals, scenes
-
-    known = originals.ORIGINALS.get("mnist" if config.data == "mnist5k" else config.data)
-    shape, names = (known.shape, known.label_names) if known else ((64, 64, 3), scenes.OBJECTS)
-    if config.image_size:
-        shape = config.image_size, config.image_size, shape[2]
-    with_labels = [Facts(shape, names, multi_hot=known is None)] if config.labels else []
-    return [*with_labels, Facts(shape)]

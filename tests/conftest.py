@@ -9,12 +9,12 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+from benchmarks.places import GOLDEN  # noqa: E402
+
 install_import_hook("dipddpm_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ACCOUNT = pytest.StashKey()
-HERE = Path(__file__).parent
-GOLDEN = HERE / "golden", HERE.parents[1] / "shared" / "golden"  # the committed selection, and the whole set
 
 
 def pytest_addoption(parser):
@@ -50,7 +50,7 @@ def golden_dir():
 
 @pytest.fixture(scope="session")
 def account(request):
-    from parity_files import Account
+    from parity.files import Account
 
     return request.config.stash.setdefault(ACCOUNT, Account())
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dipddpm_jax import experiments
-from dipddpm_jax.commands import guarded
+from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.errors import UserError
 
 
@@ -44,21 +44,22 @@ def run(argv: Sequence[str]) -> None:
 
     import jax
 
-    from dipddpm_jax import completion, devices, pages
+    from dipddpm_jax import devices
+    from dipddpm_jax.experiments import ledger, pages
 
     devices.set_up()
     if command.budget == "smoke":  # which compiles far longer than it computes
         jax.config.update("jax_disable_most_optimizations", True)
     reports = [experiments.load(name) for name in experiments.MODULES]
     chosen = [report for report in reports if command.report in (report.name, "all")
-              and completion.chosen_rows(report, command.rows)]
+              and ledger.chosen_rows(report, command.rows)]
     if not chosen:
         names = [f"{table.name}/{row.name}" for report in reports if command.report in (report.name, "all")
-                 for table, row in completion.chosen_rows(report, ())]
+                 for table, row in ledger.chosen_rows(report, ())]
         raise UserError(f"--rows: no row is called {' or '.join(command.rows)}; there are {', '.join(names)}")
     try:
         command.out.mkdir(parents=True, exist_ok=True)
-        complete = [completion.complete(report, command.budget, command.out, command.rows, command.seeds,
+        complete = [ledger.complete(report, command.budget, command.out, command.rows, command.seeds,
                                         command.minutes) for report in chosen]
         pages.write(reports, command.out)
     except OSError as error:

@@ -6,7 +6,7 @@ picture. Controls: the same draws without a network, and the closed form.
 
 from dipddpm_jax import data
 from dipddpm_jax.experiments.autoencoder_runs import Setting, Size, measure, program
-from dipddpm_jax.tables import (
+from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
     Plot,

@@ -14,11 +14,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from dipddpm_jax import data, fits, hybrids, judges, metrics, plots, schedules, training
+from dipddpm_jax import data, plots
+from dipddpm_jax.commands import fits
 from dipddpm_jax.data.pictures import kept
-from dipddpm_jax.networks import ResidualDenoiser, TwoConvs
+from dipddpm_jax.diffusion import training
+from dipddpm_jax.experiments.tables import Measured
+from dipddpm_jax.hybrids import passes
+from dipddpm_jax.judging import judges, metrics
+from dipddpm_jax.networks import ResidualDenoiser, TwoConvs, residual_denoiser
 from dipddpm_jax.networks.layers import initial_variables
-from dipddpm_jax.tables import Measured
 
 PASSES, TIMES, RANGE, STUCK = 10, 1000, 2.0, 1e-3  # pixels are in [-1, 1]; STUCK is a loss
 PIXELS = training.Pixels()
@@ -30,7 +34,7 @@ class Setting:
 
     front_rate: float = 1e-3
     rate: float = 1e-3
-    sigmas: schedules.Sigmas = "linear"
+    sigmas: residual_denoiser.Sigmas = "linear"
     batch: int = 64
     epochs: int = 10
 
@@ -131,7 +135,7 @@ def evaluate(
     """The report's denoise_image for each picture: ten passes at random times, noise in every block."""
     def one(x, times, key):
         noise = jax.random.normal(key, (len(times), network.num_blocks, 1, *x.shape))
-        return hybrids.repeated_passes(lambda x, t, n: network.apply(variables, x, t, noise=n), x[None], times, noise)
+        return passes.repeated_passes(lambda x, t, n: network.apply(variables, x, t, noise=n), x[None], times, noise)
 
     keys = jax.random.split(key, x.shape[0])
     return jax.lax.map(lambda row: one(*row)[-1, 0], (x, times, keys), batch_size=8)
@@ -179,7 +183,7 @@ def _judged(setting: Setting, size: Size, seed: int, network: Any, params: PyTre
     given = TwoConvs().apply({"params": fixed["front"]}, clean) if "front" in fixed else clean
     single, single_control = (evaluate(network, v, x, times[:, :1], key) for v, x in ((variables, given),
                                                                                     (nothing, clean)))
-    sigma = schedules.sigma_table(setting.sigmas, TIMES)
+    sigma = residual_denoiser.sigma_table(setting.sigmas, TIMES)
     many, control, before, after = (np.asarray(metrics.psnr(clean, x, RANGE), np.float64)
                                     for x in (ours, identity, noisy, restored))
     floor = -10 * np.log10(size.blocks * np.sum(sigma[np.asarray(times) - 1] ** 2, 1) / RANGE**2)

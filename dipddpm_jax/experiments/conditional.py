@@ -7,8 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from dipddpm_jax import label_accuracy, plots
-from dipddpm_jax.config import ContextUnet, TrainConfig
+from dipddpm_jax import plots
+from dipddpm_jax.commands import label_accuracy
+from dipddpm_jax.config.diffusion import ContextUnet, TrainConfig
+from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.experiments.labelled_runs import (
     MINUTES,
     REAL,
@@ -20,8 +22,7 @@ from dipddpm_jax.experiments.labelled_runs import (
     scored_steps,
     trained,
 )
-from dipddpm_jax.presets import PRESETS
-from dipddpm_jax.tables import Claim, Column, Measured, Report, Results, Row, Table, Verdict, verdict_above
+from dipddpm_jax.experiments.tables import Claim, Column, Measured, Report, Results, Row, Table, Verdict, verdict_above
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from dipddpm_jax import (
-    data,
-    degrade,
-    denoisers,
-    devices,
-    dip,
-    hybrids,
-    judges,
-    plots,
-    process,
-    samplers,
-    schedules,
-    tables,
-    training,
-)
+from dipddpm_jax import data, devices, dip, plots
 from dipddpm_jax.data import pictures
+from dipddpm_jax.diffusion import denoisers, forward, samplers, schedules, training
+from dipddpm_jax.experiments import tables
+from dipddpm_jax.hybrids import filtered_start
+from dipddpm_jax.inverse import noise_level, noises, operators
+from dipddpm_jax.judging import judges
 from dipddpm_jax.networks import SkipNet, SmallUNet
 from dipddpm_jax.types import Images
 
@@ -77,7 +68,7 @@ def fitted_dip(seed: int) -> PyTree:
     digits = data.load("mnist5k")
     five = pictures.square(digits.images[np.flatnonzero(digits.labels == 5)[0]], 32) / 255
     noise_key, code_key, key = jax.random.split(jax.random.key(seed), 3)
-    target = degrade.add_gaussian(noise_key, jnp.asarray(five, jnp.float32), 25 / 255)
+    target = noises.add_gaussian(noise_key, jnp.asarray(five, jnp.float32), 25 / 255)
     fit = dip.Dip(SkipNet(), optax.adam(0.01), fall_back=5.0)
     problem = dip.DipProblem(dip.noise_code(code_key, 32, 32, 1), target)
     state = jax.jit(functools.partial(fit.advance, num_steps=200))(problem, fit.init(problem, key))[0]
@@ -91,7 +82,8 @@ def dip_outputs(seed: int, count: int) -> Float[Array, "n passes 28 28 1"]:
     network, variables = SkipNet(), fitted_dip(seed)
 
     def one(x: Float[Array, "h w 1"]) -> Float[Array, "passes i j 1"]:
-        return hybrids.resize(hybrids.dip_passes(network, variables, x[None], MOST_PASSES)[0][:, 0], 28, 28)
+        passes = filtered_start.dip_passes(network, variables, x[None], MOST_PASSES)[0][:, 0]
+        return filtered_start.resize(passes, 28, 28)
 
     return jax.jit(lambda noise: jax.lax.map(one, noise))(noise)
 
@@ -110,23 +102,23 @@ def start(setting: Start, steps: int, seed: int, count: int) -> Images:
         case "constant":
             return jnp.broadcast_to(filtered.mean((1, 2, 3), keepdims=True), filtered.shape)
         case "blurred":
-            smooth = jax.vmap(degrade.blur(28, 28, 2.0))(noise)
+            smooth = jax.vmap(operators.blur(28, 28, 2.0))(noise)
             smooth = (smooth - smooth.mean((1, 2, 3), keepdims=True)) / smooth.std((1, 2, 3), keepdims=True)
             return filtered.mean((1, 2, 3), keepdims=True) + filtered.std((1, 2, 3), keepdims=True) * smooth
         case "scaled":
             return SCHEDULE.noise_scale(t) * noise
         case "mean digit":
             mean = PIXELS.encode(jnp.asarray(data.load("mnist5k").images)).mean(0, keepdims=True)
-            return process.add_noise(SCHEDULE, jnp.broadcast_to(mean, noise.shape), t, noise)
+            return forward.add_noise(SCHEDULE, jnp.broadcast_to(mean, noise.shape), t, noise)
         case "noised DIP":
-            return process.add_noise(SCHEDULE, 2 * filtered - 1, t, noise)
+            return forward.add_noise(SCHEDULE, 2 * filtered - 1, t, noise)
 
 
 def _inside_loss(network: SmallUNet, variables: PyTree):
     """The report's DIP inside training: two passes over x_t before the network sees it."""
     def loss(params, collections, images, labels, t, eps, key, train):
-        x_t, wanted = process.training_pair(SCHEDULE, "eps", images, t, eps)
-        x = hybrids.filtered_noise(SkipNet(), variables, hybrids.resize(x_t, 32, 32), 2, 28)
+        x_t, wanted = forward.training_pair(SCHEDULE, "eps", images, t, eps)
+        x = filtered_start.filtered_noise(SkipNet(), variables, filtered_start.resize(x_t, 32, 32), 2, 28)
         return jnp.mean(jnp.square(network.apply({"params": params, **collections}, x, t) - wanted)), collections
 
     return loss
@@ -201,7 +193,7 @@ def judged(images: UInt8[np.ndarray, "n 28 28 1"], seed: int) -> dict[str, float
     real = real[: 32 * len(images)]  # all of them but for smoke
     found = judges.compare(judge, images, real, seed=seed, resamples=0)
     return {"fd": found["fd"], "kid": 1000 * found["kid"], "floor": found["floor"], "sure": found["mean_confidence"],
-            "noise": np.mean([degrade.estimate_sigma(i / 255) for i in images])}
+            "noise": np.mean([noise_level.estimate_sigma(i / 255) for i in images])}
 
 
 def stretched(x: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
@@ -234,7 +226,8 @@ def _judged_start(setting: Start, seed: int, size: Size, drawn: dict[tuple[int, 
         numbers[f"fd_shown{steps}"] = judged(stretched(drawn[steps, False]), seed)["fd"]
         shown.append(drawn[steps, True][: min(8, size.count)])
     first = np.asarray(start(setting, 500, seed, size.count))
-    numbers |= {"mean": first.mean(), "sd": first.std(), "rough": np.mean([degrade.estimate_sigma(x) for x in first])}
+    rough = np.mean([noise_level.estimate_sigma(x) for x in first])
+    numbers |= {"mean": first.mean(), "sd": first.std(), "rough": rough}
     sheet = plots.tile(np.concatenate(shown), len(shown[0]))
     return tables.Measured(numbers, {}, {f"rows: {', '.join(map(str, STEPS))} steps": sheet})
 
@@ -252,7 +245,7 @@ def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
 
 @jax.jit
 def _begin(prior: PyTree, noise: Images) -> Float[Array, "b 28 28 1"]:
-    return hybrids.filtered_noise(SkipNet(), prior, noise, 2, 28)
+    return filtered_start.filtered_noise(SkipNet(), prior, noise, 2, 28)
 
 
 def torch_ways(size: Size, steps: int) -> dict[str, Callable[[], object]]:

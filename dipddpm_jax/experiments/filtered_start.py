@@ -15,7 +15,7 @@ from dipddpm_jax.experiments.filtered_chains import (
     measure_starts,
     measure_time,
 )
-from dipddpm_jax.tables import (
+from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
     Plot,

@@ -8,11 +8,15 @@ from typing import Literal
 
 import numpy as np
 
-from dipddpm_jax import checkpoints, judges, label_accuracy, plots, runs, sampling
-from dipddpm_jax import config as configs
-from dipddpm_jax.config import RunOptions, SamplerConfig, TrainConfig
-from dipddpm_jax.tables import Column, Measured
-from dipddpm_jax.workdirs import Stopped
+from dipddpm_jax import checkpoints, plots
+from dipddpm_jax.commands import label_accuracy, train
+from dipddpm_jax.commands.loop import Stopped
+from dipddpm_jax.commands.model import Model, draw
+from dipddpm_jax.config import saved
+from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
+from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.experiments.tables import Column, Measured
+from dipddpm_jax.judging import judges
 
 LISTS = ("validation", "test", "new_test")
 REPEATS = 3  # of each pair, in a draw of the lists of pairs
@@ -34,21 +38,21 @@ class Ask:
 def trained(config: TrainConfig, keep_every: int) -> Path:
     """The run of a configuration in the user's cache folder: found there, gone on with, or begun."""
     config = replace(config, keep_every=keep_every)
-    name = hashlib.sha256(json.dumps(configs.to_json(config)).encode()).hexdigest()[:12]
+    name = hashlib.sha256(json.dumps(saved.to_json(config)).encode()).hexdigest()[:12]
     workdir = judges.cache().parent / "runs" / name
     options = RunOptions(workdir, resume=(workdir / "config.json").exists(), sample_every=0)
     if checkpoints.latest_step(workdir / "checkpoints") != config.steps:
         try:
-            runs.train(config, options, "experiment")
+            train.train(config, options, "experiment")
         except Stopped as stopped:  # it is saved, and goes on when called again
             raise KeyboardInterrupt(str(stopped)) from None
     return workdir
 
 
 @functools.lru_cache(2)
-def model_of(workdir: Path, step: int) -> tuple[sampling.Model, judges.Judge]:
+def model_of(workdir: Path, step: int) -> tuple[Model, judges.Judge]:
     """The model of a checkpoint, and who says what its pictures show."""
-    model, _ = runs.load_run(workdir, step)
+    model, _ = train.load_run(workdir, step)
     return model, label_accuracy.judge_for(model.config, model.facts, None)
 
 
@@ -57,7 +61,7 @@ def accuracies(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Label accuracy of each list, "shuffled" (of the last list's pictures, for one another's labels); pictures."""
     model, judge = model_of(workdir, step)
-    images = {name: sampling.draw(model, sampler, len(rows), seed, rows, batch_size=32).images
+    images = {name: draw(model, sampler, len(rows), seed, rows, batch_size=32).images
               for name, rows in lists.items()}
     found = {name: judges.accuracy(judge, images[name], rows) for name, rows in lists.items()}
     name, rows = list(lists.items())[-1]
@@ -72,7 +76,7 @@ def scored_steps(steps: int, count: int) -> tuple[int, list[int]]:
 
 def lists_for(workdir: Path) -> dict[str, np.ndarray]:
     """The lists of labels that a run can be asked for."""
-    _, config, facts = configs.load(workdir / "config.json")
+    _, config, facts = saved.load(workdir / "config.json")
     return label_accuracy.lists_of(config, facts, None)
 
 

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dipddpm_jax import checkpoints, label_accuracy, plots
-from dipddpm_jax.config import TrainConfig
+from dipddpm_jax import checkpoints, plots
+from dipddpm_jax.commands import label_accuracy
+from dipddpm_jax.config.diffusion import TrainConfig
+from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.data import scenes
 from dipddpm_jax.experiments.labelled_runs import (
     LISTS,
@@ -19,8 +21,7 @@ from dipddpm_jax.experiments.labelled_runs import (
     model_of,
     trained,
 )
-from dipddpm_jax.presets import PRESETS
-from dipddpm_jax.tables import Column, Measured, Plot, Report, Row, Table
+from dipddpm_jax.experiments.tables import Column, Measured, Plot, Report, Row, Table
 
 PAIRS = tuple(",".join(scenes.OBJECTS[i] for i in np.flatnonzero(row)) for row in scenes.unseen_pairs())
 MODEL = "recommended model"

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from dipddpm_jax.experiments.single_image_runs import BINS, Setting, Size, measure, program
-from dipddpm_jax.tables import (
+from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
     Plot,

@@ -10,9 +10,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from dipddpm_jax import data, denoisers, dip, fits, metrics, plots, process, samplers, schedules, training
+from dipddpm_jax import data, dip, plots
+from dipddpm_jax.commands import fits
+from dipddpm_jax.diffusion import denoisers, forward, samplers, schedules, training
+from dipddpm_jax.experiments.tables import Measured
+from dipddpm_jax.judging import metrics
 from dipddpm_jax.networks import AttentionUNet, SkipNet
-from dipddpm_jax.tables import Measured
 from dipddpm_jax.types import Images
 
 PIXELS = training.Pixels(0.1307, 0.3081)
@@ -153,7 +156,7 @@ def _sampled(setting: Setting, size: Size, seed: int, variables: PyTree, losses:
     keys = jax.random.split(jax.random.key(run), size.samples)
     eps = jax.random.normal(jax.random.key(run + 1), (size.samples, *clean.shape[1:]))
     x0 = PIXELS.encode(jnp.repeat(jnp.asarray(estimate), size.samples, 0))
-    right = process.add_noise(schedule, x0, jnp.int32(setting.times), eps)
+    right = forward.add_noise(schedule, x0, jnp.int32(setting.times), eps)
     labels = jnp.full(size.samples, label)
     chain = _chain("501" if setting.table == "501" else "1000", setting.times, size)
     drawn = [np.asarray(PIXELS.decode(chain(variables, x, labels, keys))) for x in (eps, right)]

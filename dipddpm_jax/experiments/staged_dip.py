@@ -14,7 +14,7 @@ from dipddpm_jax.experiments.staged_fits import (
     measure_honest,
     program,
 )
-from dipddpm_jax.tables import (
+from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
     Plot,

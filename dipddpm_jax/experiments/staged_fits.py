@@ -13,13 +13,17 @@ import numpy as np
 import optax
 from jaxtyping import PyTree, UInt8
 
-from dipddpm_jax import degrade, dip, fits, metrics, plots, stopping
+from dipddpm_jax import dip, plots
+from dipddpm_jax.commands import fits
+from dipddpm_jax.commands.staged import WIDTHS
 from dipddpm_jax.data.photographs import photograph
 from dipddpm_jax.data.pictures import square
-from dipddpm_jax.hybrids import Stage, staged_fit, staged_fits
+from dipddpm_jax.dip import stopping, study
+from dipddpm_jax.dip.staged import Stage, staged_fit, staged_fits
+from dipddpm_jax.experiments.tables import Measured
+from dipddpm_jax.inverse import noises, operators
+from dipddpm_jax.judging import metrics
 from dipddpm_jax.networks import ConvStack, SkipNet
-from dipddpm_jax.staging import WIDTHS
-from dipddpm_jax.tables import Measured
 from dipddpm_jax.types import Image
 
 SIGMA, RATE, PATIENCE, EVERY = 0.1, 5e-3, 50, 10
@@ -61,7 +65,7 @@ def picture(name: str, side: int) -> Image:
 
 def noisy(clean: Image, level: float, seed: int, draw: int) -> Image:
     """Clean + level * N(0, 1), clipped; the same draw for every row."""
-    return degrade.add_gaussian(jax.random.fold_in(jax.random.key(seed), draw), clean, level)
+    return noises.add_gaussian(jax.random.fold_in(jax.random.key(seed), draw), clean, level)
 
 
 def psnr(clean: Image, output: Image) -> float:
@@ -77,7 +81,7 @@ def ssim(clean: Image, output: Image) -> float:
 @functools.cache
 def _fit(widths: tuple[int, ...], num_steps: int, patience: int) -> dip.Dip:
     """The report's: towards the clean picture, stopped by the PSNR to it. One object a program."""
-    rule = functools.partial(stopping.oracle_cumulative, num_steps=num_steps, patience=patience, every=EVERY)
+    rule = functools.partial(study.oracle_cumulative, num_steps=num_steps, patience=patience, every=EVERY)
     return dip.Dip(ConvStack(widths), optax.adam(RATE), oracle=rule, code_jitter=0.0)
 
 
@@ -218,5 +222,5 @@ def _dip(measurement: Image, clean: Image, size: Size, key: PyTree) -> Image:
     code, held, weights = jax.random.split(key, 3)
     share = fits.held_out_share(size.side**2)
     problem = dip.DipProblem(dip.noise_code(code, size.side, size.side), measurement, clean,
-                             held_out=degrade.random_mask(held, size.side, size.side, share))
+                             held_out=operators.random_mask(held, size.side, size.side, share))
     return advance(problem, fit.init(problem, weights))[0].kept.average

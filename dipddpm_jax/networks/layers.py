@@ -16,7 +16,8 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Key, PyTree
 
-from dipddpm_jax import convolution, row_sharing
+from dipddpm_jax import convolution
+from dipddpm_jax.convolution import bands
 from dipddpm_jax.types import Features, Images
 
 Rows = Float[Array, "c"]  # a number for each channel
@@ -206,9 +207,9 @@ def max_pool(x: Images, size: int) -> Features:
 def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
     """Upsample(scale_factor=2): half-pixel centres, edges repeated."""
     double = _bilinear if method == "bilinear" else partial(jnp.repeat, repeats=2)
-    count = row_sharing.sharing()
+    count = bands.sharing()
     if count > 1 and x.shape[1] % count == 0:
-        x = row_sharing.by_rows(lambda band: double(band, axis=1)[:, 2:-2], x, halo=1, edge="edge")
+        x = bands.by_rows(lambda band: double(band, axis=1)[:, 2:-2], x, halo=1, edge="edge")
     else:
         x = double(x, axis=1)
     return double(x, axis=2)

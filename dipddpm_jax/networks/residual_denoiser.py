@@ -3,14 +3,33 @@
 Quirks kept: noise is injected in every block, in evaluation too; the small network does not see the time; each block
 holds a copy of the same frozen sigma table, so that names agree with the original's.
 """
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64
 
 from dipddpm_jax.networks.layers import Conv, chain
-from dipddpm_jax.schedules import Sigmas, sigma_table
 from dipddpm_jax.types import Images, Labels, Times
+
+Sigmas = Literal["linear", "exponential", "cosine"]
+
+
+def sigma_table(kind: Sigmas, num_steps: int = 1000) -> Float64[np.ndarray, "steps"]:
+    """System 003: how much noise a block injects at time i + 1. No product of them is formed and x is not scaled.
+
+    Its "polynomial" table is printed with the formula of the cosine one.
+    """
+    i = np.arange(num_steps)
+    match kind:
+        case "linear":
+            return 0.01 * i / num_steps
+        case "exponential":
+            return 0.1 * 0.95**i
+        case "cosine":
+            return 0.5 * (1 + np.cos(np.pi * i / num_steps))
 
 
 class TwoConvs(nn.Module):

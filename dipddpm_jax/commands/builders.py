@@ -1,0 +1,137 @@
+"""From configuration to functions: the one place where names of networks, schedules, samplers become code."""
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from dipddpm_jax import networks
+from dipddpm_jax.config.diffusion import OptimizerConfig, ScheduleConfig, TrainConfig
+from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.config.saved import Facts
+from dipddpm_jax.diffusion import denoisers, samplers, schedules
+from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, rngs
+from dipddpm_jax.errors import UserError
+from dipddpm_jax.types import Denoise, Images, Labels
+
+
+def make_schedule(c: ScheduleConfig) -> schedules.NoiseSchedule:
+    """The noise schedule that a configuration names."""
+    match c.name:
+        case "linear":
+            return schedules.linear(c.num_steps, c.first_beta, c.last_beta)
+        case "cosine":
+            return schedules.cosine(c.num_steps)
+        case "linear_at_zero":
+            return schedules.linear_at_zero(c.num_steps, c.first_beta, c.last_beta)
+        case "waves_at_zero":
+            return schedules.waves_at_zero(c.num_steps, c.first_beta, c.last_beta)
+
+
+def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
+    """The Linen module of the same name, with what follows from data and schedule filled in.
+
+    Raises UserError when it cannot take pictures of this shape.
+    """
+    kind = getattr(networks, type(config).__name__)
+    derived = {"channels": facts.image_shape[-1], "num_classes": len(facts.label_names) or None, "num_steps": num_steps}
+    known = {f.name for f in dataclasses.fields(kind)}
+    network = kind(**dataclasses.asdict(config), **{k: v for k, v in derived.items() if k in known and v is not None})
+    try:
+        variable_shapes(network, facts)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{kind.__name__} cannot take pictures of {'x'.join(map(str, facts.image_shape))} "
+                        f"({str(error).splitlines()[0][:120]})") from None
+    return network
+
+
+@functools.lru_cache(4)  # tracing a network takes half a second
+def variable_shapes(network: nn.Module, facts: Facts) -> PyTree:
+    """Parameters and other collections, as shapes."""
+    return jax.eval_shape(lambda: network.init(rngs(jax.random.key(0)), jnp.zeros((1, *facts.image_shape)),
+                                               jnp.ones(1, jnp.int32), example_labels(facts)))
+
+
+def example_labels(facts: Facts) -> Labels | None:
+    """Labels of one picture, for shapes."""
+    if not facts.label_names:
+        return None
+    return jnp.zeros((1, len(facts.label_names))) if facts.multi_hot else jnp.zeros(1, jnp.int32)
+
+
+def make_optimizer(c: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Adam or AdamW, with warm-up, a learning-rate schedule over `steps`, and gradient clipping."""
+    after = max(steps - c.warmup_steps, 1)
+    match c.decay:
+        case "constant":
+            rate = optax.constant_schedule(c.learning_rate)
+        case "cosine":
+            rate = optax.cosine_decay_schedule(c.learning_rate, after)
+        case "linear":
+            rate = optax.linear_schedule(c.learning_rate, 0.0, after)
+        case "step":
+            rate = optax.exponential_decay(c.learning_rate, c.decay_every, c.decay_factor, staircase=True)
+    if c.warmup_steps:
+        warmup = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps)
+        rate = optax.join_schedules([warmup, rate], [c.warmup_steps])
+    update = optax.adam(rate) if c.name == "adam" else optax.adamw(rate, weight_decay=c.weight_decay)
+    return update if c.clip_norm is None else optax.chain(optax.clip_by_global_norm(c.clip_norm), update)
+
+
+def make_state(config: TrainConfig, network: nn.Module, facts: Facts) -> TrainState:
+    """Step 0 of a run."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    return init_state(network, optimizer, jnp.zeros((1, *facts.image_shape)), example_labels(facts),
+                      jax.random.key(config.seed))
+
+
+def make_sampler(c: SamplerConfig) -> Callable[..., samplers.Sample]:
+    """(denoise, schedule, x, grid, noise) -> Sample."""
+    match c.name:
+        case "ancestral":
+            return partial(samplers.ancestral, variance=c.variance, quiet_steps=c.quiet_steps)
+        case "ddim":
+            return partial(samplers.ddim, eta=c.eta)
+        case "heun":
+            return samplers.heun
+        case "dpmpp_2m":
+            return samplers.dpmpp_2m
+
+
+def sampling_grid(c: SamplerConfig, schedule: schedules.NoiseSchedule) -> np.ndarray:
+    """The times that a sampler visits."""
+    default = schedule.num_steps if c.name == "ancestral" else min(25, schedule.num_steps)
+    return schedules.strided_grid(schedule.num_steps, c.num_steps or default)
+
+
+def make_denoiser(
+    config: TrainConfig, sampler: SamplerConfig, network: nn.Module, variables: Any, labels: Labels | None,
+    guidance: float | Float[Array, ""], most: int = 0,
+) -> Denoise:
+    """The denoiser of a trained network; guided if the sampler's guidance is not 0, by a weight that may be traced.
+
+    `most` is how many labels a picture has at most, if each is to pull by itself.
+    """
+    schedule, pixels = make_schedule(config.schedule), Pixels(config.pixel_mean, config.pixel_std)
+
+    def apply(x: Images, t: Any, labels: Labels | None) -> Images:
+        return network.apply(variables, x, t, labels)
+
+    if most:
+        denoise = denoisers.composed(apply, schedule, (1 + guidance) * labels, most, config.target)
+    elif sampler.guidance and labels is not None:
+        denoise = denoisers.guided(apply, schedule, labels, guidance, config.target)
+    else:
+        denoise = denoisers.from_network(apply, schedule, config.target, labels)
+    if sampler.clip:
+        denoise = denoisers.clipped(denoise, schedule, -pixels.mean / pixels.std, (1 - pixels.mean) / pixels.std)
+    return denoise

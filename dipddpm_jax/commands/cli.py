@@ -1,0 +1,223 @@
+"""The command line: parse first, import JAX after; a user's mistake is one line on stderr and exit status 2."""
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from dipddpm_jax.commands.ends import guarded
+from dipddpm_jax.config import dip as dip_config
+from dipddpm_jax.config import ranges, saved
+from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
+from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig
+from dipddpm_jax.config.presets import PRESETS
+from dipddpm_jax.config.ranges import check_sampler
+from dipddpm_jax.config.sampler import changed_sampler
+from dipddpm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """One training run: what, and where."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions()
+
+
+@dataclass(frozen=True)
+class DipCommand:
+    """One restoration: what, and where."""
+
+    config: Annotated[DipConfig, tyro.conf.arg(name="")] = DipConfig()
+    run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
+
+
+@dataclass(frozen=True)
+class StagedCommand:
+    """One staged fit: what, and where."""
+
+    config: Annotated[StagedConfig, tyro.conf.arg(name="")] = StagedConfig()
+    workdir: Path | None = None
+    """Directory to write to; default: runs/staged-NUMBER, a new one."""
+
+
+@dataclass(frozen=True)
+class SampleCommand:
+    """Draws pictures from a trained model: grid.png, samples.npz and the command that made them."""
+
+    workdir: Annotated[Path | None, tyro.conf.Positional] = None
+    """Directory of a training run; default: the newest in runs/."""
+    count: int = 64
+    """How many pictures."""
+    sampler: str | None = None
+    """ancestral, ddim, heun or dpmpp_2m; default: as the run was configured."""
+    num_steps: int | None = None
+    """Transitions of the sampler; default: all times (ancestral), or 25."""
+    variance: str | None = None
+    """beta or posterior, of ancestral."""
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 as noisy as ancestral."""
+    clip: bool | None = None
+    """Keep the believed clean picture within the range of pixels at every step."""
+    labels: tuple[str, ...] = ()
+    """Names (or numbers) of classes, repeated over the pictures; several on one picture: "red cube,blue sphere".
+    Default: all in turn."""
+    label_file: Path | None = None
+    """A JSON list of lists of names, one list a picture, as iCLEVR's test.json; or validation, test, new_test: the
+    lists that come with scenes. Replaces --labels and --count."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance; 0 is none."""
+    compose: bool = False
+    """Let each of a picture's labels pull by itself (composed diffusion) instead of all of them as one condition."""
+    guidance_grid: tuple[float, ...] = ()
+    """Also guidance.png: a row for each of these weights, a column for each of the labels, one noise a column."""
+    strip: bool = False
+    """Also strips/: for each picture its way from noise, ten frames in a row."""
+    evaluator: Path | None = None
+    """The iCLEVR course's checkpoint.pth, to score pictures with; those of a model of scenes need none."""
+    seed: int = 0
+    out: Path | None = None
+    """Directory to write to; default: a new one in the run, drawn-001 and so on."""
+    gif: bool = False
+    """Also an animation of the chain, chain.gif."""
+    step: int | None = None
+    """Checkpoint to use; default: the newest."""
+    batch_size: int = 64
+    """Pictures drawn at once; does not change them."""
+    data_dir: Path | None = None
+    """Where data sets are kept, for the sampler that denoises held-out pictures."""
+    torch_weights: Path | None = None
+    """A PyTorch checkpoint (.safetensors, .pt, .pth) instead of a run; needs --preset."""
+    preset: str | None = None
+    """The preset whose network --torch-weights fits."""
+
+
+def _guard(command: Any, argv: Sequence[str]) -> None:
+    with guarded():
+        command(list(argv))
+
+
+def train_main(argv: Sequence[str] | None = None) -> None:
+    """`python train.py [PRESET] ...`."""
+    _guard(_train, sys.argv[1:] if argv is None else argv)
+
+
+def sample_main(argv: Sequence[str] | None = None) -> None:
+    """`python sample.py [WORKDIR] ...`."""
+    _guard(_sample, sys.argv[1:] if argv is None else argv)
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return (f"did you mean {close[0]}? " if close else "") + f"Known are {', '.join(known)}"
+
+
+def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCommand:
+    listing = "\n".join(f"  {name:22} {text}" for name, (text, _) in PRESETS.items())
+    description = (f"Trains a diffusion model and draws samples from it. Usage: train.py [PRESET] [options]; "
+                   f"the defaults below are those of preset {preset}.\n\nPresets:\n{listing}\n\nDeep image priors: "
+                   "train.py dip --help, train.py staged --help")
+    return tyro.cli(tyro.conf.AvoidSubcommands[TrainCommand], args=args, default=default,
+                    prog=f"train.py {preset}", description=description)
+
+
+def _dip(argv: list[str]) -> None:
+    description = ("Restores pictures by fitting a network to each, without training data; a rule that never sees the "
+                   "clean picture says when to stop.")
+    command = tyro.cli(DipCommand, args=argv, prog="train.py dip", description=description)
+    dip_config.check(command.config, command.run)
+
+    from dipddpm_jax.commands import dip, loop
+
+    try:
+        print(dip.restore(command.config, command.run))
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code) from None
+
+
+def _staged(argv: list[str]) -> None:
+    description = "System 002: fits plain convolutions to one picture in stages of falling noise."
+    command = tyro.cli(StagedCommand, args=argv, prog="train.py staged", description=description)
+    dip_config.check_staged(command.config)
+
+    from dipddpm_jax.commands import staged
+
+    print(staged.restore_in_stages(command.config, command.workdir))
+
+
+def _train(argv: list[str]) -> None:
+    other = {"dip": _dip, "staged": _staged}.get(argv[0]) if argv else None
+    if other:
+        return other(argv[1:])
+    named = bool(argv) and not argv[0].startswith("-")
+    preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: {_closest(preset, list(PRESETS))}")
+    command = _parse_train(preset, args, TrainCommand(PRESETS[preset][1]))
+    ranges.check(command.config, command.run)
+    if command.run.resume:
+        preset, command = _resumed(preset if named else None, args, command.run)
+
+    from dipddpm_jax.commands import loop, train
+
+    try:
+        workdir, picture = train.train(command.config, command.run, preset)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code) from None
+    if command.run.process_id in (None, 0):
+        print(f"Samples: {picture}\nNext: python sample.py {workdir}")
+
+
+def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str, TrainCommand]:
+    """The run's own configuration, in which the command line may change nothing but its length and sampler."""
+    workdir = run.workdir or saved.newest_run()
+    old_preset, old, _ = saved.load(workdir / "config.json")
+    if preset not in (None, old_preset):
+        raise UserError(f"--resume: {workdir} is a run of preset {old_preset}, not {preset}")
+    command = _parse_train(old_preset, args, TrainCommand(old, run))
+    new = dataclasses.replace(command.config, steps=old.steps, sampler=old.sampler)
+    if changed := saved.differences(old, new):
+        raise UserError(f"--resume cannot change the run in {workdir}: {'; '.join(changed)}")
+    ranges.check(command.config, command.run)
+    return old_preset, dataclasses.replace(command, run=dataclasses.replace(command.run, workdir=workdir))
+
+
+def _sample(argv: list[str]) -> None:
+    command = tyro.cli(SampleCommand, args=argv, prog="sample.py")
+    if not 1 <= command.count <= 1_000_000:
+        raise UserError(f"--count must be 1 to 1000000; got {command.count}")
+    if not 1 <= command.batch_size <= 65_536:
+        raise UserError(f"--batch-size must be 1 to 65536; got {command.batch_size}")
+    if not 0 <= command.seed < 2**31:
+        raise UserError(f"--seed must be between 0 and 2^31 - 1; got {command.seed}")
+    if (command.torch_weights is None) != (command.preset is None):
+        raise UserError("--torch-weights FILE and --preset NAME belong together")
+    if command.preset is None:
+        workdir = command.workdir or saved.newest_run()
+        _, config, facts = saved.load(workdir / "config.json")
+    else:
+        if command.preset not in PRESETS:
+            raise UserError(f"unknown preset {command.preset!r}: {_closest(command.preset, list(PRESETS))}")
+        workdir, config, facts = Path("."), PRESETS[command.preset][1], None
+    sampler = changed_sampler(config.sampler, {
+        "name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
+        "guidance": command.guidance, "num_steps": command.num_steps, "compose": command.compose or None})
+    check_sampler(sampler, config.schedule)
+    taken = [int(number) for path in workdir.glob("drawn-*") if (number := path.name[len("drawn-"):]).isdigit()]
+    out = command.out or workdir / f"drawn-{1 + max(taken, default=0):03d}"
+    if command.labels and command.label_file:
+        raise UserError("give --labels or --label-file, not both")
+    if command.strip and (sampler.num_steps or 25) < 7:
+        raise UserError("--strip shows at least 8 frames: --num-steps must be at least 7")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a directory")
+
+    from dipddpm_jax.commands import sample
+
+    print(sample.draw_to_disk(command, workdir, config, facts, sampler, out, argv))

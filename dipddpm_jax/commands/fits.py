@@ -1,0 +1,147 @@
+"""From the configuration of a restoration to a batch of fits: the one place where its names become functions."""
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from dipddpm_jax import dip, networks
+from dipddpm_jax.commands import measurements, tiles
+from dipddpm_jax.commands.measurements import Measured
+from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.dip import stopping, study
+from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
+from dipddpm_jax.inverse import noises, operators
+
+OVERLAP = 64  # pixels that tiles share
+
+
+class Fits(NamedTuple):
+    """All fits of a run as one batch: rows are pictures x seeds x tiles, tiles the fastest."""
+
+    problems: DipProblem
+    boxes: list[tiles.Box]
+    pictures: int
+    seeds: int
+
+    def whole(self, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Rows of fitted tiles as (picture, seed, height, width, channel)."""
+        count = len(self.boxes)
+        joined = [tiles.join_tiles(rows[i : i + count], self.boxes, size) for i in range(0, len(rows), count)]
+        return np.stack(joined).reshape(self.pictures, self.seeds, *joined[0].shape)
+
+
+def make_network(name: str, channels: int) -> nn.Module:
+    """The network of a name of DipConfig."""
+    match name:
+        case "skip":
+            return networks.SkipNet(channels, (128,) * 5, (128,) * 5, (4,) * 5)
+        case "skip-light":
+            return networks.SkipNet(channels, (32,) * 5, (32,) * 5, (4,) * 5)
+        case "skip-001":
+            return networks.SkipNet(channels)
+        case "conv":
+            return networks.ConvStack((64, 64), channels)
+        case "decoder":
+            return networks.DeepDecoder(channels=channels)
+    raise ValueError(name)
+
+
+def make_rule(config: DipConfig) -> stopping.Stopper:
+    """The stop rule of a name of DipConfig."""
+    match config.stop:
+        case "held-out":
+            return stopping.held_out(config.patience)
+        case "wmv":
+            return stopping.windowed_variance(config.window, config.patience)
+        case "emv":
+            return stopping.exponential_variance(patience=config.patience)
+        case "discrepancy":
+            return stopping.discrepancy()
+        case "patience":
+            return stopping.patience(config.patience)
+    return stopping.never()
+
+
+def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
+    """The fit that a configuration describes, for pictures (or tiles) of this size."""
+    rate = config.learning_rate or (0.001 if config.variant == "aseqdip" else 0.01)
+    schedule = rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps)
+    weight = config.weight
+    variant: dict[str, Any] = {
+        "plain": {},
+        "tv": {"penalty": dip.total_variation(0.02 if weight is None else weight)},
+        "self-guided": {"penalty": dip.autoencode(0.1 if weight is None else weight), "code_rate": 1.0, "draws": 2},
+        "aseqdip": {"penalty": dip.autoencode(1.0 if weight is None else weight), "refresh_code": 2},
+    }[config.variant]
+    return Dip(
+        make_network(config.network, channels), optax.adam(schedule), measurements.operator(config, size),
+        make_rule(config), study.oracle if config.stop == "oracle" else None,
+        0.0 if config.variant == "aseqdip" else config.jitter,
+        misfit=noises.poisson_misfit(config.peak) if config.peak else dip.squared_error,
+        size=size, fall_back=config.fall_back, **variant)
+
+
+def make_code(config: DipConfig, key: Any, measurement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The network's input for one fit."""
+    if config.code == "image" or config.variant in ("self-guided", "aseqdip"):
+        return np.asarray(jax.image.resize(jnp.asarray(measurement), (*size, measurement.shape[-1]), "bilinear"))
+    if config.code == "meshgrid":
+        return np.asarray(dip.meshgrid_code(*size))
+    if config.network == "decoder":
+        return np.asarray(dip.noise_code(key, -(-size[0] // 32), -(-size[1] // 32), 128))
+    return np.asarray(dip.noise_code(key, *size))
+
+
+def held_out_share(pixels: int) -> float:
+    """Share of a measurement that the rule "held-out" keeps back: about 1000 pixels, but 5 to 10 %."""
+    return float(np.clip(1000 / pixels, 0.05, 0.1))
+
+
+def make_fits(config: DipConfig, given: Measured) -> Fits:
+    """One problem for every picture, seed and tile, stacked."""
+    scale = given.size[0] // given.measurements.shape[1]
+    boxes = tiles.tile_boxes(given.size, config.tile, OVERLAP, scale)
+    rows = []
+    for i in range(len(given.names)):
+        for seed in range(config.seeds):
+            for place, (top, left, height, width) in enumerate(boxes):
+                inner = (slice(top // scale, (top + height) // scale), slice(left // scale, (left + width) // scale))
+                y = given.measurements[i][inner]
+                code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
+                held = None
+                if config.stop == "held-out":
+                    held = np.asarray(operators.random_mask(held_key, *y.shape[:2], held_out_share(y[..., 0].size)))
+                rows.append(DipProblem(
+                    make_code(config, code_key, y, (height, width)), y,
+                    None if given.clean is None else given.clean[i, top : top + height, left : left + width],
+                    None if given.known is None else given.known[i][inner], held, given.sigma[i]))
+    return Fits(stack(rows), boxes, len(given.names), config.seeds)
+
+
+def _key(config: DipConfig, *places: int) -> Any:
+    key = jax.random.key(config.seed)
+    for place in places:
+        key = jax.random.fold_in(key, place)
+    return key
+
+
+def stack(trees: list[PyTree]) -> PyTree:
+    """A batch of them."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def take(tree: PyTree, rows: np.ndarray | int) -> PyTree:
+    """Some rows of a batch."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def start_fits(config: DipConfig, fit: Dip, fits: Fits) -> DipState:
+    """Random weights for every row, each from a key of its own."""
+    count = len(fits.boxes)
+    keys = [_key(config, row // (count * fits.seeds), row // count % fits.seeds, row % count, 2)
+            for row in range(fits.pictures * fits.seeds * count)]
+    return stack([fit.init(take(fits.problems, row), key) for row, key in enumerate(keys)])

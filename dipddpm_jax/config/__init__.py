@@ -1,0 +1,1 @@
+"""What can be asked for: frozen dataclasses and presets, in plain Python, parsed before JAX is imported."""

@@ -1,0 +1,149 @@
+"""What a run is: frozen dataclasses, what is wrong with them, and their JSON round trip.
+
+Plain Python, so that the command line is parsed before JAX is imported. A network's options stand here under the
+names of the Linen module's fields; what follows from the data (channels, classes) and the schedule is filled in later.
+"""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dipddpm_jax.config.sampler import SamplerConfig
+
+
+@dataclass(frozen=True)
+class UNet:
+    """The recommended UNet: residual blocks, GroupNorm, self-attention."""
+
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2)
+    """Width of each resolution, in units of `width`."""
+    blocks: int = 1
+    """Residual blocks a resolution on the way down (one more on the way up)."""
+    attention_size: int = 8
+    """Self-attention where a feature map's side is at most this."""
+    patch_size: int = 2
+    """Pixels folded into channels at the start; 1 works on full resolution, about four times slower."""
+
+
+@dataclass(frozen=True)
+class SmallUNet:
+    """System 001's UNet, for 28x28 pictures of one channel."""
+
+    time_dim: int = 100
+    widths: tuple[int, int, int] = (10, 20, 40)
+
+
+@dataclass(frozen=True)
+class AttentionUNet:
+    """System 000's UNet: BatchNorm, linear attention, class labels if the data have them."""
+
+    widths: tuple[int, int, int, int] = (64, 128, 128, 64)
+    time_dim: int = 1024
+
+
+@dataclass(frozen=True)
+class ContextUnet:
+    """System 004's and TeaPearce's UNet: the labels multiply the features."""
+
+    width: int = 128
+    act: Literal["gelu", "relu"] = "gelu"
+    context_value: float = 1.0
+    """What a present class is fed as: 1 in system 004, -1 in TeaPearce's script."""
+
+
+@dataclass(frozen=True)
+class ResidualDenoiser:
+    """System 003's "DDPM": blocks that inject noise and subtract a small network."""
+
+    num_blocks: int = 10
+    sigmas: Literal["linear", "exponential", "cosine"] = "linear"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["linear", "cosine", "linear_at_zero", "waves_at_zero"] = "linear"
+    """linear_at_zero and waves_at_zero are system 004's, with an entry for time 0."""
+    num_steps: int = 1000
+    first_beta: float = 1e-4
+    last_beta: float = 0.02
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine", "linear", "step"] = "constant"
+    """How the learning rate falls after the warm-up, reaching 0 at the last step (step: by a factor, see below)."""
+    decay_every: int = 10_000
+    """Steps between falls, with decay=step."""
+    decay_factor: float = 0.1
+    weight_decay: float = 0.01
+    """Of adamw."""
+    clip_norm: float | None = None
+    """Largest global norm of a gradient."""
+    ema_decay: float = 0.999
+    """Of the moving average of the parameters, which samples are drawn from; 0 is none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    network: UNet | SmallUNet | AttentionUNet | ContextUnet | ResidualDenoiser = field(default_factory=UNet)
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    """For the pictures made while training, and the default of sample.py."""
+    target: Literal["eps", "x0", "v", "autoencode"] = "v"
+    """What the network predicts; autoencode (system 003): its own clean input, against noise that it injects itself."""
+    data: str = "mnist5k"
+    """mnist5k, photo_crops, scenes (need no network), mnist, fashion_mnist, cifar10, iclevr, or folder:PATH."""
+    image_size: int | None = None
+    """Side in pixels that pictures are resized and cropped to; default: as they are."""
+    pixel_mean: float = 0.5
+    pixel_std: float = 0.5
+    """[0, 1] pixels become (pixel - mean) / std."""
+    labels: bool = True
+    """Train on the labels, if the data have any."""
+    label_drop: float = 0.1
+    """Share of pictures shown without their label, for guidance."""
+    without: tuple[str, ...] = ()
+    """Combinations of labels that no training picture may show, such as "red cube,blue sphere": all others are kept."""
+    batch_size: int = 128
+    steps: int = 2000
+    keep_every: int | None = None
+    """Steps between checkpoints that all stay, for label-accuracy; default: none."""
+    seed: int = 0
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""
+
+
+NETWORKS = (UNet, SmallUNet, AttentionUNet, ContextUnet, ResidualDenoiser)
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run is made; none of it changes the result."""
+
+    workdir: Path | None = None
+    """Directory of the run; default: runs/PRESET-NUMBER, a new one."""
+    data_dir: Path | None = None
+    """Where data sets are kept; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    resume: bool = False
+    """Go on with the run in --workdir (default: the newest), with its own configuration."""
+    save_every: int = 500
+    """Steps between checkpoints; the two newest and the best one stay."""
+    sample_every: int = 500
+    """Steps between pictures of samples; 0 for the end only."""
+    chunk: int = 20
+    """Steps in one device call."""
+    budget: float | None = None
+    """Minutes after which the run saves and stops, to be resumed."""
+    devices: int | None = None
+    """Devices that share a batch; default: all (on a CPU, one a core, at most 4)."""
+    shard_state: bool = False
+    """Spread parameters and optimizer state over the devices, for models that do not fit on one."""
+    distributed: bool = False
+    """One process of several machines (jax.distributed); without the next three, the cluster is asked."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    process_id: int | None = None

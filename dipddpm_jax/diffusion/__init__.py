@@ -1,0 +1,1 @@
+"""From noise to pictures: schedules, the forward process, denoisers, samplers and training."""

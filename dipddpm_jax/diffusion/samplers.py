@@ -1,0 +1,143 @@
+"""Reverse processes. Each walks x along `grid`, a decreasing array of times, in one lax.scan.
+
+Coefficients of all transitions t -> s are computed first, in float64 and in the notation of the paper;
+the scan body is then one line. Starting from an estimate instead of pure noise needs no option: give
+the noised estimate as `x` and a grid that starts at its noise level.
+"""
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from dipddpm_jax.diffusion.schedules import NoiseSchedule
+from dipddpm_jax.types import Denoise, Images, NoiseAt
+
+
+class Sample(NamedTuple):
+    """The last x, and x after each transition (XLA drops the path when nobody uses it)."""
+
+    x: Images
+    path: Float[Array, "steps b h w c"]
+
+
+def gaussian_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> NoiseAt:
+    """One stream per image, indexed by time: image i depends on keys[i] alone."""
+    return lambda t: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
+
+
+def recorded_noise(draws: Float[Array, "levels b h w c"]) -> NoiseAt:
+    """Replays draws[t], e.g. the ones that a PyTorch run used to reach time t."""
+    return lambda t: draws[t]
+
+
+def _walk(step: Callable, carry, **coefficients: np.ndarray):
+    float_type = jax.tree.leaves(carry)[0].dtype
+    rows = {k: jnp.asarray(v, jnp.int32 if v.dtype.kind == "i" else float_type) for k, v in coefficients.items()}
+    return jax.lax.scan(lambda carry, row: step(carry, SimpleNamespace(**row)), carry, rows)
+
+
+def _transitions(schedule: NoiseSchedule, grid: np.ndarray):
+    if len(grid) < 2 or np.any(np.diff(grid) >= 0) or grid[0] > schedule.num_steps or grid[-1] < 0:
+        raise ValueError(f"a grid must decrease within {schedule.num_steps} .. 0; got {list(grid[:3])} .. {grid[-1]}")
+    t, s = np.asarray(grid[:-1], np.int32), np.asarray(grid[1:], np.int32)
+    return t, s, schedule.alpha_bars[t], schedule.alpha_bars[s]
+
+
+def ancestral(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt,
+    variance: Literal["beta", "posterior"] = "beta", quiet_steps: int = 1,
+) -> Sample:
+    """DDPM, algorithm 2, on any grid; the last `quiet_steps` transitions add no noise (1 in the paper)."""
+    t, s, bar_t, bar_s = _transitions(schedule, grid)
+    alpha = schedule.alpha_between(t, s)
+    var = (1 - alpha) * (1 if variance == "beta" else (1 - bar_s) / (1 - bar_t))
+    noisy = np.arange(len(t)) < len(t) - quiet_steps
+
+    def step(x, c):
+        x = c.gain * x - c.eps_scale * denoise(x, c.t).eps + c.sigma * noise(c.s)
+        return x, x
+
+    return Sample(*_walk(step, x, t=t, s=s, gain=1 / np.sqrt(alpha), sigma=np.where(noisy, np.sqrt(var), 0),
+                         eps_scale=(1 - alpha) / np.sqrt(1 - bar_t) / np.sqrt(alpha)))
+
+
+def ddim(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt,
+    eta: float = 0.0,
+) -> Sample:
+    """DDIM, eq. 12. eta = 0 is deterministic, eta = 1 is `ancestral` with the posterior variance."""
+    t, s, bar_t, bar_s = _transitions(schedule, grid)
+    var = eta**2 * (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)  # eq. 16, squared
+
+    def step(x, c):
+        x0, eps = denoise(x, c.t)
+        x = c.signal * x0 + c.eps_scale * eps + (c.sigma * noise(c.s) if eta else 0.0)
+        return x, x
+
+    return Sample(*_walk(step, x, t=t, s=s, signal=np.sqrt(bar_s), eps_scale=np.sqrt(1 - bar_s - var),
+                         sigma=np.sqrt(var)))
+
+
+def heun(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None
+) -> Sample:
+    """Karras et al. 2022, algorithm 1, for y = x / signal with sigma = noise / signal; deterministic."""
+    t, s, bar_t, bar_s = _transitions(schedule, grid)
+    signal_t, signal_s = np.sqrt(bar_t), np.sqrt(bar_s)
+    sigma_t, sigma_s = np.sqrt(1 - bar_t) / signal_t, np.sqrt(1 - bar_s) / signal_s
+
+    def slope(y, signal, t):
+        return denoise(signal * y, t).eps  # dy/dsigma
+
+    def step(y, c):
+        d = slope(y, c.signal_t, c.t)
+        euler = y + c.dsigma * d
+        second = slope(euler, c.signal_s, jnp.maximum(c.s, 1))
+        d = jnp.where(c.s == 0, d, (d + second) / 2)  # there is no slope at the clean image
+        y = y + c.dsigma * d
+        return y, c.signal_s * y
+
+    y, path = _walk(step, x / signal_t[0].astype(x.dtype), t=t, s=s, signal_t=signal_t, signal_s=signal_s,
+                    dsigma=sigma_s - sigma_t)
+    return Sample(y * signal_s[-1].astype(x.dtype), path)
+
+
+def dpmpp_2m(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None
+) -> Sample:
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; deterministic, first order on the first and last transition."""
+    t, s, bar_t, bar_s = _transitions(schedule, grid)
+    with np.errstate(divide="ignore"):
+        h = np.log(bar_s / (1 - bar_s)) / 2 - np.log(bar_t / (1 - bar_t)) / 2  # infinite into t = 0
+    extrapolate = np.zeros_like(h)
+    extrapolate[1:] = h[1:] / (2 * h[:-1])
+    extrapolate[~np.isfinite(extrapolate)] = 0
+
+    def step(carry, c):
+        x, old_x0 = carry
+        x0 = denoise(x, c.t).x0
+        x = c.keep * x + c.gain * (x0 + c.extrapolate * (x0 - old_x0))
+        return (x, x0), x
+
+    (x, _), path = _walk(step, (x, jnp.zeros_like(x)), t=t, keep=np.sqrt((1 - bar_s) / (1 - bar_t)),
+                         gain=-np.sqrt(bar_s) * np.expm1(-h), extrapolate=extrapolate)
+    return Sample(x, path)
+
+
+def reference_frames(num_steps: int, table_steps: int, frames: int = 100) -> Int[np.ndarray, "n"]:
+    """System 001's animation: which of the iterations 0 .. num_steps - 1 it keeps; always the last one.
+
+    Frames are spread over the whole table, so that a shortened chain has fewer.
+    """
+    kept = np.floor(np.linspace(0, table_steps, frames)).astype(int)
+    return np.union1d(kept[kept < num_steps], [num_steps - 1])
+
+
+def stored_times(num_steps: int) -> Int[np.ndarray, "n"]:
+    """System 004's and TeaPearce's animation: the times t whose transition t -> t - 1 is kept (27 of 400)."""
+    t = np.arange(num_steps, 0, -1)
+    return t[(t % 20 == 0) | (t == num_steps) | (t < 8)]

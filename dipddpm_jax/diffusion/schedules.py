@@ -1,0 +1,95 @@
+"""Noise schedules: how much signal is left at each time t = 0 (clean) .. T (noise).
+
+Tables are float64 on the host. The reference systems' index conventions are absorbed here: whatever they call
+their entries, alpha_bars[t] is the product of (1 - beta) over the t transitions from the clean image.
+"""
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int
+
+
+class NoiseSchedule(NamedTuple):
+    """Tables in float64 on the host: alpha_bars[t] for t in 0..T, and betas[i] for the transition from i to i + 1.
+
+    Time 0 is the clean image: alpha_bars[0] == 1. The betas follow from the alpha_bars except in system 004.
+    """
+
+    alpha_bars: Float64[np.ndarray, "levels"]
+    betas: Float64[np.ndarray, "steps"]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alpha_bars) - 1
+
+    def signal_scale(self, t: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """sqrt(alpha_bar_t)."""
+        return jnp.asarray(np.sqrt(self.alpha_bars), jnp.result_type(float))[t]
+
+    def noise_scale(self, t: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """sqrt(1 - alpha_bar_t)."""
+        return jnp.asarray(np.sqrt(1 - self.alpha_bars), jnp.result_type(float))[t]
+
+    def alpha_between(self, t: Int[np.ndarray, "n"], s: Int[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+        """The product of (1 - beta) over the transitions from s to a later t: what `ancestral` undoes."""
+        products = np.concatenate([[1.0], np.cumprod(1 - self.betas)])
+        return products[t] / products[s]
+
+
+def from_betas(betas: Float[np.ndarray, "steps"]) -> NoiseSchedule:
+    """betas[i] is the noise added going from time i to time i + 1 (DDPM, eq. 2).
+
+    Raises ValueError unless every beta lies in (0, 1).
+    """
+    if not len(betas) or not np.all((np.float64(betas) > 0) & (np.float64(betas) < 1)):
+        raise ValueError(f"every beta must lie strictly between 0 and 1; got {np.min(betas)} .. {np.max(betas)}")
+    return NoiseSchedule(np.concatenate([[1.0], np.cumprod(1 - np.float64(betas))]), np.float64(betas))
+
+
+def from_betas_at_zero(betas: Float[np.ndarray, "levels"]) -> NoiseSchedule:
+    """System 004 (TeaPearce's script): a table with an entry for time 0, which dims the picture at every later time.
+
+    betas[0] is part of every alpha_bar although no transition adds it, so the last one (from 1 to 0) undoes betas[1]
+    only. Raises ValueError as `from_betas` does.
+    """
+    return NoiseSchedule(np.concatenate([[1.0], from_betas(betas).alpha_bars[2:]]), np.float64(betas[1:]))
+
+
+def linear_at_zero(num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:
+    """System 004 and TeaPearce: betas linear in t / num_steps, from time 0 on."""
+    return from_betas_at_zero(np.linspace(first_beta, last_beta, num_steps + 1))
+
+
+def waves_at_zero(num_steps: int, low: float = 1e-4, high: float = 0.02, period: int = 50) -> NoiseSchedule:
+    """System 004's "cosine": betas that swing between `high` (at time 0) and `low`, eight times in 400 steps."""
+    wave = np.cos(2 * np.pi * np.arange(num_steps + 1) / period)
+    return from_betas_at_zero((high - low) / 2 * wave + (high + low) / 2)
+
+
+def linear(num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:
+    """Ho et al. 2020, section 4; system 001 as it stands, system 000 with last_beta=0.01."""
+    return from_betas(np.linspace(first_beta, last_beta, num_steps))
+
+
+def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+    """Nichol and Dhariwal 2021, eq. 17."""
+    u = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
+    alpha_bars = np.cos(u * np.pi / 2) ** 2
+    return from_betas(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], max_beta))
+
+
+def strided_grid(start: int, num_steps: int, stop: int = 0) -> Int[np.ndarray, "grid"]:
+    """Decreasing times start .. stop in `num_steps` transitions, evenly spread.
+
+    Raises ValueError when there are fewer times between start and stop than transitions.
+    """
+    if not 1 <= num_steps <= start - stop:
+        raise ValueError(f"{num_steps} transitions do not fit between time {start} and time {stop}")
+    return np.round(np.linspace(start, stop, num_steps + 1)).astype(np.int32)
+
+
+def time_at_snr(schedule: NoiseSchedule, snr: float) -> int:
+    """The earliest time whose signal-to-noise ratio alpha_bar / (1 - alpha_bar) has fallen to `snr`."""
+    wanted = snr / (1 + snr)
+    return int(np.argmax(schedule.alpha_bars <= wanted)) if schedule.alpha_bars[-1] <= wanted else schedule.num_steps

@@ -1,0 +1,52 @@
+"""System 002: one network and one optimiser through stages of falling noise."""
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from dipddpm_jax.dip.fit import Curves, Dip, DipProblem, DipState, Kept
+
+
+class Stage(NamedTuple):
+    """One stage of a staged fit: how, to what, and for how many steps at most."""
+
+    fit: Dip
+    problem: DipProblem
+    num_steps: int
+
+
+def staged_fit(stages: Sequence[Stage], state: DipState) -> tuple[DipState, list[tuple[Kept, Curves]]]:
+    """System 002: one network and one optimiser through problems of falling noise, each until its rule stops it.
+
+    The original's stages map a noisy picture to the CLEAN one and stop by the PSNR to it: `oracle_cumulative`. Honest
+    ones map the measurement with more noise added to the measurement, and stop by a rule that sees nothing else.
+    Returns what each stage kept, and its curves.
+    """
+    return _through(stages, state, _advance, lambda fit: fit.restart)
+
+
+def staged_fits(stages: Sequence[Stage], states: DipState) -> tuple[DipState, list[tuple[Kept, Curves]]]:
+    """`staged_fit` for a batch of states and, in every stage, of problems."""
+    return _through(stages, states, _advance_all, lambda fit: jax.vmap(fit.restart))
+
+
+def _through(
+    stages: Sequence[Stage], state: DipState, advance: Callable[[Dip, int], Callable],
+    restart: Callable[[Dip], Callable],
+) -> tuple[DipState, list[tuple[Kept, Curves]]]:
+    kept = []
+    for stage in stages:
+        state, curves = advance(stage.fit, stage.num_steps)(stage.problem, restart(stage.fit)(stage.problem, state))
+        kept.append((state.kept, curves))
+    return state, kept
+
+
+@functools.lru_cache(maxsize=8)
+def _advance(fit: Dip, num_steps: int) -> Callable:
+    return jax.jit(functools.partial(fit.advance_one, num_steps=num_steps))
+
+
+@functools.lru_cache(maxsize=8)
+def _advance_all(fit: Dip, num_steps: int) -> Callable:
+    return jax.jit(functools.partial(fit.advance_all, num_steps=num_steps))

@@ -1,0 +1,132 @@
+"""results.jsonl: one line for every (row, seed) of a report. No line is computed twice, so that a table can be made row
+by row, and an interruption loses no line that was written."""
+import contextlib
+import hashlib
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dipddpm_jax import __version__, devices, plots
+from dipddpm_jax.experiments.tables import Budget, Line, Measured, Report, Results, Row, Table, Together
+
+Cell = tuple[Table, Row, int]  # and a seed
+
+
+def clock() -> float:
+    """Seconds; of the processor where it computes, so that neighbours on a shared machine do not count."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
+
+
+def fingerprint(setting: Any, size: Any) -> str:
+    """Of all that a line depends on besides its seed."""
+    return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
+
+
+def read_lines(file: Path) -> list[Line]:
+    """All complete lines; one that an interruption cut short is left out."""
+    lines = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Line]) -> Results:
+    """The lines that belong to the settings as they are now; of several of one seed, the last."""
+    found: dict[str, dict[int, Line]] = {}
+    wanted = {row.name: fingerprint(row.setting, report.sizes[budget]) for row in table.rows}
+    for line in lines:
+        if (line["report"], line["table"], line["budget"]) == (report.name, table.name, budget) and \
+                wanted.get(line["row"]) == line["setting"]:
+            found.setdefault(line["row"], {})[line["seed"]] = line
+    return Results(found)
+
+
+def _number(value: Any) -> float | None:
+    return float(f"{float(value):.6g}") if np.isfinite(value) else None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _group(cells: Sequence[Cell]) -> list[Cell]:
+    """The first cell, and those that one program measures with it."""
+    table, row, _ = cells[0]
+    how = table.measure
+    if not isinstance(how, Together):
+        return [cells[0]]
+    wanted = how.program(row.setting)
+    return [cell for cell in cells if cell[0] is table and how.program(cell[1].setting) == wanted][: how.most]
+
+
+def _measure(report: Report, cells: Sequence[Cell], budget: Budget, out: Path) -> list[Line]:
+    """Lines of a group of cells, which share the seconds."""
+    began, how, size = clock(), cells[0][0].measure, report.sizes[budget]
+    if isinstance(how, Together):
+        found = how.measure([row.setting for _, row, _ in cells], size, [seed for *_, seed in cells])
+    else:
+        found = [how(row.setting, size, seed) for _, row, seed in cells]
+    seconds = (clock() - began) / len(cells)
+    return [_line(report, cell, budget, measured, seconds, out) for cell, measured in zip(cells, found, strict=True)]
+
+
+def _line(report: Report, cell: Cell, budget: Budget, measured: Measured, seconds: float, out: Path) -> Line:
+    table, row, seed = cell
+    pictures = {}
+    for i, (caption, sheet) in enumerate(measured.pictures.items() if seed == 0 else ()):
+        pictures[caption] = f"{report.name}/{budget}-{_slug(table.name)}-{_slug(row.name)}-{i}.png"
+        (out / report.name).mkdir(parents=True, exist_ok=True)
+        plots.picture(sheet, plots.fit_scale(sheet.shape[1], 640)).save(out / pictures[caption], optimize=True)
+    return {
+        "report": report.name, "table": table.name, "row": row.name, "budget": budget, "seed": seed,
+        "setting": fingerprint(row.setting, report.sizes[budget]),
+        "numbers": {key: _number(value) for key, value in measured.numbers.items()},
+        "curves": {name: [_number(value) for value in curve] for name, curve in measured.curves.items()},
+        "pictures": pictures, "seconds": round(seconds, 2), "machine": devices.machine(), "date": str(date.today()),
+        "versions": {"python": platform.python_version(), "jax": version("jax"), "dipddpm_jax": __version__}}
+
+
+def chosen_rows(report: Report, patterns: Sequence[str]) -> list[tuple[Table, Row]]:
+    """Rows whose "table/row" matches one of the patterns (with * and ?); all without patterns."""
+    return [(table, row) for table in report.tables for row in table.rows
+            if not patterns or any(fnmatch(f"{table.name}/{row.name}", pattern) for pattern in patterns)]
+
+
+def complete(
+    report: Report, budget: Budget, out: Path, patterns: Sequence[str] = (), seeds: int | None = None,
+    minutes: float = np.inf,
+) -> bool:
+    """Measures what results.jsonl lacks, seed by seed, what belongs together at once; begins nothing after so many
+    minutes. True when all is there."""
+    file, began = out / "results.jsonl", time.monotonic()
+    lines = read_lines(file)
+    if file.exists() and not file.read_bytes().endswith(b"\n"):
+        file.open("a").write("\n")
+    done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
+    counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
+    cells = [(table, row, seed) for seed in range(max(counts.values())) for table, row in chosen_rows(report, patterns)
+             if seed < counts[table.name] and seed not in done[table.name].get(row.name, {})]
+    while cells:
+        if time.monotonic() - began > 60 * minutes:
+            return False
+        group = _group(cells)
+        cells = [cell for cell in cells if cell not in group]
+        found = _measure(report, group, budget, out)
+        with file.open("a") as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in found)
+        for line in found:
+            print(f"{report.name} {line['table']}/{line['row']}, seed {line['seed']}: {line['seconds']:.1f} s",
+                  file=sys.stderr)
+    return True

@@ -1,0 +1,1 @@
+"""What was measured: operators, the noise of a measurement, and its level."""

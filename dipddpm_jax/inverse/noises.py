@@ -1,0 +1,27 @@
+"""Noise of a measurement: how it is drawn, and the misfit that belongs to it. Values are in [0, 1]."""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from dipddpm_jax.types import Image
+
+
+def add_gaussian(key: Key[Array, ""], image: Image, sigma: float) -> Image:
+    """image + sigma * N(0, 1), clipped to [0, 1] as in Ulyanov et al. 2018 and as a picture file would be."""
+    return jnp.clip(image + sigma * jax.random.normal(key, image.shape, image.dtype), 0, 1)
+
+
+def add_poisson(key: Key[Array, ""], image: Image, peak: float) -> Image:
+    """Photon counts of mean `peak` * image, divided by `peak` and clipped to [0, 1]."""
+    return jnp.clip(jax.random.poisson(key, peak * image).astype(image.dtype) / peak, 0, 1)
+
+
+def poisson_misfit(peak: float) -> Callable[[Image, Image], Image]:
+    """Negative log-likelihood of counts peak * measurement, value by value, less its least value (0: both agree)."""
+    def misfit(observed, measurement):
+        observed, floor = jnp.maximum(observed, 1e-4), jnp.maximum(measurement, 1e-4)
+        return peak * (observed - measurement - measurement * jnp.log(observed / floor))
+
+    return misfit

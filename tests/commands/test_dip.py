@@ -1,0 +1,239 @@
+"""The restoration command: its files, resumption bit for bit, and every kind of bad input refused in one line."""
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dipddpm_jax.commands import dip, fits, measurements
+from dipddpm_jax.commands.cli import train_main
+from dipddpm_jax.commands.tiles import join_tiles, tile_boxes
+from dipddpm_jax.config import dip as dip_config
+from dipddpm_jax.config.dip import DipConfig, DipRun
+from dipddpm_jax.convolution import bands
+from dipddpm_jax.errors import UserError
+
+QUICK = ["--network", "conv", "--num-steps", "20", "--chunk", "10", "--window", "4", "--patience", "8"]
+
+
+def a_picture(height=16, width=16, seed=0):
+    y, x = np.mgrid[:height, :width]
+    rgb = np.stack([x * 15, y * 15, 128 + 100 * np.sin((x + seed) / 3)], -1)
+    return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def clean(tmp_path):
+    path = tmp_path / "clean.png"
+    Image.fromarray(a_picture()).save(path)
+    return path
+
+
+def run(*args):
+    train_main(["dip", *map(str, args), *QUICK])
+
+
+def scores_of(workdir):
+    return json.loads((workdir / "results.json").read_text())["pictures"]
+
+
+def test_a_clean_picture_is_degraded_restored_and_scored(clean, tmp_path, capsys):
+    run("--clean", clean, "--sigma", 25, "--seeds", 2, "--gif", "--workdir", tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written >= {"restored.png", "output.png", "measurement.png", "comparison.png", "uncertainty.png",
+                       "clean.png", "curves.jsonl", "curves.png", "fit.gif", "results.json", "config.json"}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "curves.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["fit"] == 1] == list(range(1, 1 + sum(row["fit"] for row in rows)))
+    result = scores_of(tmp_path / "out")[0]
+    restored = np.asarray(Image.open(tmp_path / "out" / "restored.png")) / 255.0
+    error = np.mean((restored - a_picture() / 255.0) ** 2)
+    assert abs(-10 * np.log10(error) - result["restored"]["psnr"]) < 0.05  # the file is rounded to bytes
+    assert result["restored_is"] == "average"  # of the default rule
+    assert 15 < result["measurement"]["psnr"] < 25 and len(result["step"]) == 2
+    assert "sigma 25.0" in capsys.readouterr().out
+
+
+def test_a_noisy_picture_is_restored_without_a_clean_one(clean, tmp_path):
+    run("--image", clean, "--workdir", tmp_path / "out")
+    assert "restored" not in scores_of(tmp_path / "out")[0] and not (tmp_path / "out" / "clean.png").exists()
+    assert "psnr" not in (tmp_path / "out" / "curves.jsonl").read_text()
+
+
+@pytest.mark.parametrize("large", [bands.LARGE, 1], ids=["", "rows shared"])
+def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, monkeypatch):
+    monkeypatch.setattr(bands, "LARGE", large)
+    config = DipConfig(clean=clean, network="conv", num_steps=20, window=4)
+    run = DipRun(chunk=5, save_every=10, gif=True)
+    whole, parts = (dip.Restoration(config, run, measurements.load(config), folder)
+                    for folder in (tmp_path / "whole", tmp_path / "parts"))
+    for job in (whole, parts):
+        job.workdir.mkdir()
+    _, expected, rows = whole.fit()
+    shorter = replace(parts, config=replace(config, num_steps=10))
+    shorter.fit()
+    _, resumed, again = parts.fit()
+    jax.tree.map(np.testing.assert_array_equal, resumed._replace(key=None), expected._replace(key=None))
+    assert again == rows
+    pictures = [{file.name: file.read_bytes() for file in (job.workdir / "frames").iterdir()} for job in (whole, parts)]
+    assert len(pictures[0]) == 4 and pictures[0] == pictures[1]  # of the animation
+
+
+def test_a_folder_is_one_batch_and_each_picture_keeps_its_result(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(a_picture(seed=i)).save(folder / f"p{i}.png")
+    run("--clean", folder, "--workdir", tmp_path / "both")
+    Image.fromarray(a_picture(seed=0)).save(tmp_path / "p0.png")
+    run("--clean", tmp_path / "p0.png", "--workdir", tmp_path / "one")
+    both, one = scores_of(tmp_path / "both"), scores_of(tmp_path / "one")
+    assert [result["picture"] for result in both] == ["p0", "p1"]
+    assert abs(both[0]["restored"]["psnr"] - one[0]["restored"]["psnr"]) < 0.01
+    assert (tmp_path / "both" / "p1" / "restored.png").exists()
+
+
+def test_a_compacted_batch_ends_as_a_whole_one(clean):
+    config = DipConfig(clean=clean, network="conv", num_steps=30, seeds=3, stop="discrepancy", fall_back=0.0)
+    given = measurements.load(config)
+    batch = fits.make_fits(config, given)
+    sigmas = np.float32([9, 0, 9])  # the first and the last stop at once
+    batch = batch._replace(problems=batch.problems._replace(sigma=sigmas))
+    fit = fits.make_fit(config, 3, given.size)
+    ends = []
+    for compacts in (False, True):
+        job = dip.Batch(fit, batch.problems, fits.start_fits(config, fit, batch), compacts)
+        for _ in range(3):
+            job.advance(10)
+            job.compact()
+        assert len(job.rows) == (1 if compacts else 3)
+        ends.append(job.states())
+    assert ends[0].step.tolist() == ends[1].step.tolist() == [1, 30, 1]
+    np.testing.assert_allclose(ends[0].kept.output, ends[1].kept.output, atol=1e-4)
+
+
+def test_tiles_cover_a_picture_and_join_to_it():
+    picture = np.random.default_rng(0).uniform(size=(53, 70, 3)).astype(np.float32)
+    for tile, multiple in ((32, 1), (24, 4), (100, 1)):
+        size = (53 - 53 % multiple, 70 - 70 % multiple)
+        boxes = tile_boxes(size, tile, 8, multiple)
+        tiles = np.stack([picture[top : top + h, left : left + w] for top, left, h, w in boxes])
+        np.testing.assert_allclose(join_tiles(tiles, boxes, size), picture[: size[0], : size[1]], atol=1e-6)
+        assert all(value % multiple == 0 for box in boxes for value in box)
+
+
+def test_a_large_picture_is_fitted_in_tiles(tmp_path):
+    Image.fromarray(a_picture(132, 130)).save(tmp_path / "large.png")
+    config = DipConfig(clean=tmp_path / "large.png", network="conv", num_steps=4, tile=128, task="superres", factor=2)
+    job = dip.Restoration(config, DipRun(chunk=2), measurements.load(config), tmp_path)
+    batch, states, _ = job.fit()
+    assert len(batch.boxes) == 4 and batch.problems.measurement.shape == (4, 64, 64, 3)
+    assert batch.whole(np.asarray(states.kept.output), job.given.size).shape == (1, 1, 132, 130, 3)
+
+
+@pytest.mark.parametrize("task, extra, shape", [
+    ("inpaint", {"keep": 0.5}, (16, 24, 3)), ("superres", {"factor": 2}, (8, 12, 3)), ("deblur", {}, (16, 24, 3)),
+    ("denoise", {"peak": 30.0}, (16, 24, 3))])
+def test_tasks_measure_what_they_say(tmp_path, task, extra, shape):
+    Image.fromarray(a_picture(16, 24)).save(tmp_path / "clean.png")
+    given = measurements.load(DipConfig(clean=tmp_path / "clean.png", task=task, **extra))
+    assert given.measurements.shape == (1, *shape) and given.size == (16, 24)
+    assert not np.array_equal(given.measurements, given.clean)
+    if task == "inpaint":
+        np.testing.assert_array_equal(given.measurements, given.clean * given.known)
+
+
+def bad(tmp_path, kind):
+    """(arguments, words of the message)"""
+    path = tmp_path / "bad.png"
+    good = tmp_path / "good.png"
+    Image.fromarray(a_picture()).save(good)
+    match kind:
+        case "unreadable":
+            path.write_text("not a picture")
+        case "empty":
+            path.touch()
+        case "one pixel":
+            Image.fromarray(a_picture(1, 1)).save(path)
+        case "floating point":
+            path = tmp_path / "bad.tif"
+            Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(path)
+        case "folder of sizes":
+            path = tmp_path / "folder"
+            path.mkdir()
+            for side in (16, 20):
+                Image.fromarray(a_picture(side, side)).save(path / f"{side}.png")
+        case "mask size":
+            Image.fromarray(a_picture(8, 8)).save(path)
+            return ["--image", good, "--task", "inpaint", "--mask", path]
+        case "clean size":
+            Image.fromarray(a_picture(20, 20)).save(path)
+            return ["--image", good, "--clean", path]
+        case "no mask":
+            return ["--image", good, "--task", "inpaint"]
+        case "sigma":
+            return ["--image", good, "--sigma", -1]
+        case "nan sigma":
+            return ["--image", good, "--sigma", "nan"]
+        case "oracle":
+            return ["--image", good, "--stop", "oracle"]
+        case "nothing":
+            return []
+        case "unknown name":
+            return ["--image", "cammera"]
+    return ["--image", path]
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("unreadable", "cannot be read"), ("empty", "cannot be read"), ("one pixel", "1x1 pixels"),
+    ("floating point", "floating-point"), ("folder of sizes", "--size N"), ("mask size", "--mask has 8x8"),
+    ("clean size", "20x20"), ("no mask", "--mask FILE"), ("sigma", "--sigma"), ("nan sigma", "--sigma"),
+    ("oracle", "clean picture"), ("nothing", "--image"), ("unknown name", "photograph")])
+def test_bad_input_is_refused_in_one_line(tmp_path, capsys, kind, words):
+    with pytest.raises(SystemExit) as stop:
+        run(*bad(tmp_path, kind), "--workdir", tmp_path / "out")
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and words in error and "\n" not in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA", "P", "CMYK", "L", "1", "RGBA"])
+def test_unusual_kinds_of_pictures_are_read(tmp_path, mode):
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    if mode == "I;16":
+        Image.fromarray(a_picture()[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(a_picture()).convert(mode).save(path)
+    given = measurements.load(DipConfig(image=str(path)))
+    assert given.measurements.shape[1:3] == (16, 16) and 0 <= given.measurements.min() <= given.measurements.max() <= 1
+    if mode == "I;16":
+        np.testing.assert_allclose(given.measurements[0, ..., 0], a_picture()[..., 0] / 255, atol=1e-6)
+
+
+def test_a_configuration_survives_its_file(tmp_path, clean):
+    config = DipConfig(image="camera", clean=clean, sigma=12.5, seeds=3)
+    dip_config.save(config, tmp_path / "config.json")
+    assert dip_config.load(tmp_path / "config.json") == config
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="not the configuration"):
+        dip_config.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("changes", [
+    {"network": "skip"}, {"network": "skip-001", "stop": "emv"}, {"network": "decoder", "stop": "discrepancy"},
+    {"variant": "tv", "code": "meshgrid"}, {"variant": "self-guided", "task": "superres"}, {"variant": "aseqdip"},
+    {"peak": 40.0, "decay": "cosine"}, {"stop": "oracle", "code": "image"}, {"task": "inpaint", "stop": "patience"},
+    {"task": "deblur", "stop": "wmv"}], ids=str)
+def test_every_configuration_makes_a_fit(tmp_path, changes):
+    Image.fromarray(a_picture(64, 72)).save(tmp_path / "clean.png")
+    config = DipConfig(clean=tmp_path / "clean.png", **{"network": "skip-001", **changes})
+    dip_config.check(config)
+    given = measurements.load(config)
+    batch = fits.make_fits(config, given)
+    fit, problem, key = fits.make_fit(config, 3, given.size), fits.take(batch.problems, 0), jax.random.key(0)
+
+    def two_steps(variables):
+        return fit.advance(problem, fit.start(problem, variables, key), 2)
+
+    state, curves = jax.eval_shape(two_steps, jax.eval_shape(lambda: fit.network.init(key, problem.code[None])))
+    assert state.kept.output.shape == (*given.size, 3) and curves["psnr"].shape == (2,)

@@ -1,0 +1,79 @@
+"""Schedules, the forward process and its targets, and denoiser wrappers."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dipddpm_jax.diffusion import denoisers, forward, schedules
+
+S = schedules.linear(50)
+
+
+def test_schedules_start_clean_and_fall():
+    for schedule in (S, schedules.cosine(50), schedules.linear(1000, 1e-4, 0.01)):
+        assert schedule.alpha_bars[0] == 1 and np.all(np.diff(schedule.alpha_bars) < 0)
+        assert schedule.alpha_bars.dtype == np.float64
+        signal, noise = schedule.signal_scale(jnp.arange(5)), schedule.noise_scale(jnp.arange(5))
+        np.testing.assert_allclose(signal**2 + noise**2, 1, atol=1e-6)
+
+
+def test_published_values():
+    np.testing.assert_allclose(schedules.linear(1000, 1e-4, 0.01).alpha_bars[1000], 0.00630, atol=1e-5)  # system 000
+    for steps, bar in [(100, 0.897), (200, 0.659), (300, 0.396), (400, 0.195), (500, 0.0786), (1000, 4.0e-5)]:
+        np.testing.assert_allclose(schedules.linear(1000).alpha_bars[steps], bar, rtol=0.02)  # system 001
+
+
+def test_linear_betas_come_back():
+    np.testing.assert_allclose(S.betas, np.linspace(1e-4, 0.02, 50), rtol=1e-9)
+
+
+@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [-0.1]])
+def test_impossible_betas_are_refused(betas):
+    with pytest.raises(ValueError):
+        schedules.from_betas(np.array(betas, float))
+
+
+def test_time_at_snr():
+    t = schedules.time_at_snr(S, 5.0)
+    snr = S.alpha_bars / np.maximum(1 - S.alpha_bars, 1e-12)
+    assert snr[t] <= 5.0 < snr[t - 1]
+    assert schedules.time_at_snr(S, 1e-9) == 50
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_a_perfect_network_gives_back_image_and_noise(target):
+    x0, eps = (jax.random.normal(jax.random.key(i), (4, 3, 3, 1)) for i in range(2))
+    t = jnp.array([1, 10, 30, 50])
+    x_t, wanted = forward.training_pair(S, target, x0, t, eps)
+    prediction = forward.prediction_of(S, target, wanted, x_t, t)
+    np.testing.assert_allclose(prediction.x0, x0, atol=1e-4)
+    np.testing.assert_allclose(prediction.eps, eps, atol=1e-4)
+    np.testing.assert_allclose(x_t, forward.add_noise(S, x0, t, eps))
+
+
+def apply(x, t, labels):
+    return x * (labels[:, None, None, None] + 2.0)
+
+
+def test_guidance():
+    x, t, labels = jnp.ones((3, 4, 4, 1)), jnp.int32(5), jnp.array([1, 2, 3])
+    conditional = denoisers.from_network(apply, S, labels=labels)(x, t).eps
+    unconditional = denoisers.from_network(apply, S, labels=jnp.full(3, -1))(x, t).eps
+    np.testing.assert_allclose(denoisers.guided(apply, S, labels, 0.0)(x, t).eps, conditional)
+    np.testing.assert_allclose(denoisers.guided(apply, S, labels, 2.0)(x, t).eps, 3 * conditional - 2 * unconditional)
+
+
+def test_clipping_keeps_the_image_in_range_and_the_noise_consistent():
+    x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)) * 3, jnp.int32(20)
+    prediction = denoisers.clipped(denoisers.gaussian_data(S, 0.0, 5.0), S)(x, t)
+    assert float(jnp.abs(prediction.x0).max()) <= 1
+    np.testing.assert_allclose(forward.add_noise(S, prediction.x0, t, prediction.eps), x, atol=1e-5)
+
+
+def test_known_pixels_are_kept():
+    x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.int32(20)
+    mask, measurement = jnp.zeros_like(x).at[:, :2].set(1), jnp.full_like(x, 0.25)
+    plain = denoisers.gaussian_data(S, 0.0, 1.0)
+    x0 = denoisers.consistent(plain, S, measurement, mask)(x, t).x0
+    np.testing.assert_allclose(x0[:, :2], 0.25)
+    np.testing.assert_allclose(x0[:, 2:], plain(x, t).x0[:, 2:])

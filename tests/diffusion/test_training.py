@@ -1,0 +1,172 @@
+"""Training: exact resuming, order and chunk independence, dropped steps, devices."""
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dipddpm_jax import devices
+from dipddpm_jax.diffusion import schedules, training
+from dipddpm_jax.networks import UNet
+
+NETWORK = UNet(num_steps=50, num_classes=10, width=8, multipliers=(1,), blocks=1, patch_size=2)
+OPTIMIZER = optax.adam(1e-3)
+SCHEDULE = schedules.linear(50)
+LABELS = np.arange(40, dtype=np.int32) % 10
+IMAGES = np.uint8(25 * LABELS[:, None, None, None] + np.random.default_rng(0).integers(0, 20, (40, 8, 8, 1)))
+LENGTH = 8
+
+
+def make(mesh=None, shard=False):
+    loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32"))
+    step = training.make_train_step(loss, 50, OPTIMIZER)
+    if mesh is None:
+        return training.make_chunk(step, 16, LENGTH, training.Pixels().encode)
+    across = NamedSharding(mesh, PartitionSpec("batch"))
+    shardings = devices.state_shardings(mesh, start(), shard)
+    return training.make_chunk(step, 16, LENGTH, training.Pixels().encode,
+                               lambda batch: jax.lax.with_sharding_constraint(batch, across),
+                               (shardings, devices.replicated(mesh))), shardings
+
+
+def start():
+    return training.init_state(NETWORK, OPTIMIZER, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def run():
+    chunk = make()
+    return lambda state, count, images=IMAGES: chunk(state, jnp.asarray(images), jnp.asarray(LABELS), jnp.int32(count))
+
+
+def leaves(state):
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+            for x in jax.tree.leaves(state)]
+
+
+def assert_equal(a, b, atol=0.0):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol)
+
+
+def test_chunk_lengths_do_not_change_the_result(run):
+    whole, _ = run(start(), 7)
+    state = start()
+    for count in (1, 4, 2):
+        state, _ = run(state, count)
+    assert_equal(whole, state)
+    assert int(whole.step) == 7
+
+
+def test_the_loss_falls(run):
+    state, first = run(start(), LENGTH)
+    for _ in range(30):
+        state, last = run(state, LENGTH)
+    assert last.loss.mean() < 0.8 * first.loss.mean()
+
+
+def test_metrics_of_steps_not_run_are_nan(run):
+    _, metrics = run(start(), 3)
+    assert np.isfinite(metrics.loss[:3]).all() and np.isnan(metrics.loss[3:]).all()
+
+
+def test_every_picture_is_used_once_an_epoch():
+    """A step that adds up what it sees: 2 batches of 16 of 32 pictures, whatever the chunk."""
+    seen = training.make_chunk(lambda state, images, labels: (
+        state._replace(step=state.step + 1, params=state.params.at[labels].add(1)),
+        training.Metrics(jnp.float32(0), jnp.float32(0))), 16, LENGTH, training.Pixels().encode)
+    state = training.TrainState(jnp.int32(0), jnp.zeros(32), {}, {}, {}, jax.random.key(0))
+    images, names = jnp.zeros((32, 2, 2, 1), jnp.uint8), jnp.arange(32)
+    state, _ = seen(state, images, names, jnp.int32(2))
+    np.testing.assert_array_equal(state.params, 1)
+    state, _ = seen(state, images, names, jnp.int32(5))
+    state, _ = seen(state, images, names, jnp.int32(1))
+    np.testing.assert_array_equal(state.params, 4)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
+    """The loss turns infinite at step 3, as it does when a rate is too high."""
+    def loss(params, collections, images, labels, t, eps, key, train):
+        return jnp.sum(params**2) / jnp.where(params[0] < 0.75, 0.0, 1.0), collections
+
+    step = training.make_train_step(loss, 50, optax.sgd(0.05))
+    chunk = training.make_chunk(step, 16, LENGTH, training.Pixels().encode)
+    params = jnp.ones(2)
+    state = training.TrainState(jnp.int32(0), params, {}, params + 0, optax.sgd(0.05).init(params), jax.random.key(0))
+    state, metrics = chunk(state, jnp.asarray(IMAGES), None, jnp.int32(LENGTH))
+    assert int(state.step) == 3 and np.isfinite(state.params).all()
+    assert np.isfinite(metrics.loss[:3]).all() and not np.isfinite(metrics.loss[3:]).any()
+
+
+def test_ema_forgets_the_start_and_then_decays_slowly():
+    assert float(training.ema_decay_at(jnp.int32(0), 0.999)) == pytest.approx(0.1)
+    assert float(training.ema_decay_at(jnp.int32(10**6), 0.999)) == pytest.approx(0.999)
+    assert float(training.ema_decay_at(jnp.int32(50), 0.0)) == 0
+
+
+def test_labels_are_dropped_at_the_asked_rate():
+    labels = jnp.arange(4000) % 10
+    _, _, kept = training.draw(jax.random.key(0), 50, jnp.zeros((4000, 1, 1, 1)), labels, 0.1)
+    assert np.mean(kept == -1) == pytest.approx(0.1, abs=0.02)
+    assert np.all((kept == labels) | (kept == -1))
+    _, _, hot = training.draw(jax.random.key(0), 50, jnp.zeros((4000, 1, 1, 1)), jnp.ones((4000, 3)), 0.1)
+    assert set(np.asarray(hot.sum(1)).tolist()) == {0.0, 3.0}
+
+
+def test_pixels_come_back():
+    for pixels in (training.Pixels(), training.Pixels(0.1307, 0.3081), training.Pixels(0.0, 1.0)):
+        np.testing.assert_array_equal(pixels.decode(pixels.encode(jnp.asarray(IMAGES))), IMAGES)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_eight_devices_give_what_one_gives(run, shard):
+    """Adam turns the rounding of a sum over devices into steps, so the loss is what can be compared to 1e-6."""
+    one, expected = run(start(), LENGTH)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("batch",))
+    chunk, shardings = make(mesh, shard)
+    state = devices.place(start(), shardings)
+    images, labels = (devices.place(x, devices.replicated(mesh)) for x in (IMAGES, LABELS))
+    state, metrics = chunk(state, images, labels, jnp.int32(LENGTH))
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6, atol=1e-6)
+    assert_equal(state, one, atol=2e-5)
+    kernels = [x for x in jax.tree.leaves(state.params) if x.size > 1000]
+    assert all((not x.is_fully_replicated) == shard for x in kernels)
+    host = devices.to_host(state.params, mesh)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
+
+
+def test_bfloat16_computes_with_float32_parameters():
+    loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("bfloat16"))
+    chunk = training.make_chunk(training.make_train_step(loss, 50, OPTIMIZER), 16, 2, training.Pixels().encode)
+    state, metrics = chunk(start(), jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.int32(2))
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(state.params))
+    full, x = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32")), jnp.ones((2, 8, 8, 1))
+    params = jax.tree.map(lambda p: p + 0.05, start().params)
+    args = params, {}, x, jnp.array([1, 2]), jnp.array([10, 40]), 0.5 * x, jax.random.key(0), False
+    a, b = full(*args)[0], loss(*args)[0]
+    assert float(a) == pytest.approx(float(b), rel=0.05) and float(a) != float(b)
+
+
+def test_nothing_is_copied_to_the_host_within_a_chunk(run):
+    images, labels, count = jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.int32(4)
+    chunk, state = make(), start()
+    jax.block_until_ready(state)
+    with jax.transfer_guard("disallow"):
+        state, metrics = chunk(state, images, labels, count)
+        jax.block_until_ready(state)
+    assert int(state.step) == 4
+
+
+@pytest.mark.parametrize("given", ["", "--xla_a=1", "--xla_backend_extra_options=mine",
+                                   "--xla_cpu_prefer_vector_width=256 --xla_a=1"])
+def test_flags_of_a_cpu_leave_the_users_alone(given, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    devices.set_flags()
+    names = [flag.split("=")[0] for flag in os.environ["XLA_FLAGS"].split()]
+    assert os.environ["XLA_FLAGS"].startswith(given) and len(set(names)) == len(names)
+    assert set(names) >= {f"--{name}" for name in devices.CPU_FLAGS}
+    devices.set_flags()
+    assert [flag.split("=")[0] for flag in os.environ["XLA_FLAGS"].split()] == names
