@@ -68,7 +68,8 @@ def run(command: LabelAccuracy | Judge | Export) -> str:
         raise UserError(f"{command.out} must end in .safetensors")
 
     from dipddpm_jax import devices, torch_weights
-    from dipddpm_jax.commands import label_accuracy, train
+    from dipddpm_jax.commands import label_accuracy
+    from dipddpm_jax.commands.model import load_run
     from dipddpm_jax.judging import judges
 
     devices.set_up()
@@ -76,10 +77,10 @@ def run(command: LabelAccuracy | Judge | Export) -> str:
         return label_accuracy.run(command)
     if isinstance(command, Judge):
         return judges.build(command)
-    model, step = train.load_run(command.workdir, command.step)
+    model = load_run(command.workdir, command.step)
     state = torch_weights.export_torch(model.weights)
     torch_weights.write(state, command.out)
-    return f"{len(state)} entries of step {step} written to {command.out}"
+    return f"{len(state)} entries of step {model.step} written to {command.out}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

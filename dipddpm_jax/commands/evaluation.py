@@ -15,7 +15,6 @@ from jaxtyping import Float, Int, UInt8
 from dipddpm_jax import __version__, data, devices, plots
 from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import model as model_module
-from dipddpm_jax.commands.train import load_run
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
@@ -99,7 +98,7 @@ def read(path: Path) -> Samples:
 
 def draw(command: Any, workdir: Path, sampler: SamplerConfig, held: data.Dataset) -> Samples:
     """`count` pictures of a run: of all classes in turn, or of the sets of labels that held-out pictures have."""
-    model, step = load_run(workdir, command.step)
+    model = model_module.load_run(workdir, command.step)
     labels = wanted_labels(model.facts, held, command.count)
     if sampler.guidance and labels is None:
         raise UserError("--guidance needs a model that was trained with labels, and this one was not")
@@ -111,7 +110,7 @@ def draw(command: Any, workdir: Path, sampler: SamplerConfig, held: data.Dataset
             "network_calls": network_calls(sampler, model.config, labels),
             "seconds": round(time.perf_counter() - began, 2),
             "seconds_a_picture": drawn.seconds / later if later > 0 else None}
-    return Samples(drawn.images, labels, model.facts.label_names, f"step {step} of {workdir}", made)
+    return Samples(drawn.images, labels, model.facts.label_names, f"step {model.step} of {workdir}", made)
 
 
 def wanted_labels(facts: Facts, held: data.Dataset, count: int) -> np.ndarray | None:

@@ -12,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, data
-from dipddpm_jax.commands import train
-from dipddpm_jax.commands.model import Model, draw
+from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.ranges import check_sampler
@@ -159,9 +158,9 @@ def run(command: Any) -> str:
     model = None
     with path.open("a", buffering=1) as file:
         for key in tqdm(todo, desc="scoring", unit="list", disable=None):
-            if model is None or model[1] != key["step"]:
-                model = train.load_run(workdir, key["step"])
-            rows.append(key | score(model[0], judge, sampler, known[key["list"]], key["seed"]))
+            if model is None or model.step != key["step"]:
+                model = load_run(workdir, key["step"])
+            rows.append(key | score(model, judge, sampler, known[key["list"]], key["seed"]))
             file.write(json.dumps(rows[-1]) + "\n")
     chosen = [row for row in rows if row["step"] in steps and row["list"] in lists and row["seed"] < command.seeds
               and (row["sampler"], row["judge"]) == (settings, judge.name)]

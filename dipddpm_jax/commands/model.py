@@ -11,8 +11,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree, UInt8
 
-from dipddpm_jax import devices
+from dipddpm_jax import checkpoints, devices
 from dipddpm_jax.commands import builders
+from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
@@ -30,6 +31,7 @@ class Model(NamedTuple):
     facts: Facts
     network: nn.Module
     weights: PyTree
+    step: int | None = None  # of the run that the weights come from
 
 
 class Drawn(NamedTuple):
@@ -119,6 +121,24 @@ def draw(
             frames.append(np.asarray(path)[:, :keep])
         seconds += (time.perf_counter() - began) * (start > 0)
     return Drawn(np.concatenate(images), np.concatenate(frames, 1) if frames else None, seconds)
+
+
+def load_run(workdir: Path, step: int | None = None) -> Model:
+    """The trained model of a run, at its newest checkpoint or that of `step`. Raises UserError."""
+    _, config, facts = saved.load(workdir / "config.json")
+    network, shapes = abstract_model(config, facts)
+    step = checkpoints.latest_step(workdir / "checkpoints") if step is None else step
+    params = shapes.pop("params")
+    weights = checkpoints.restore_weights(workdir / "checkpoints", params, shapes, step)
+    return Model(config, facts, network, weights, step)
+
+
+def abstract_model(config: TrainConfig, facts: Facts) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and its variables as shapes on the first device."""
+    network = builders.make_network(config.network, facts, config.schedule.num_steps)
+    shapes = dict(builders.variable_shapes(network, facts))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
 
 
 def load_model(path: Path, config: TrainConfig) -> Model:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from dipddpm_jax import __version__, data, devices, plots
-from dipddpm_jax.commands import train
-from dipddpm_jax.commands.model import Model, draw, load_model
+from dipddpm_jax.commands.model import Model, draw, load_model, load_run
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
@@ -139,8 +138,8 @@ def draw_to_disk(
     if command.torch_weights:
         model, source = load_model(command.torch_weights, config), str(command.torch_weights)
     else:
-        model, step = train.load_run(workdir, command.step)
-        source = f"step {step} of {workdir}"
+        model = load_run(workdir, command.step)
+        source = f"step {model.step} of {workdir}"
     labels = labels_of(command, model.facts)
     count, classes = command.count if labels is None else len(labels), len(model.facts.label_names)
     columns = 8 if command.label_file else classes if not command.labels and 0 < classes <= 16 else None

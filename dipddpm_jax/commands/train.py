@@ -8,7 +8,6 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, data, devices, plots
@@ -238,21 +237,3 @@ def train(config: TrainConfig, run: RunOptions, preset: str) -> tuple[Path, Path
         saved.save(config, preset, held.facts, workdir / "config.json")
     trainer.restore()
     return workdir, trainer.train()
-
-
-def load_run(workdir: Path, step: int | None = None) -> tuple[Model, int]:
-    """The trained model of a run and the step of its weights, for sampling. Raises UserError."""
-    _, config, facts = saved.load(workdir / "config.json")
-    network, shapes = abstract_model(config, facts)
-    step = checkpoints.latest_step(workdir / "checkpoints") if step is None else step
-    params = shapes.pop("params")
-    weights = checkpoints.restore_weights(workdir / "checkpoints", params, shapes, step)
-    return Model(config, facts, network, weights), step
-
-
-def abstract_model(config: TrainConfig, facts: Facts) -> tuple[nn.Module, dict[str, Any]]:
-    """The network, and its variables as shapes on the first device."""
-    network = builders.make_network(config.network, facts, config.schedule.num_steps)
-    shapes = dict(builders.variable_shapes(network, facts))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)

@@ -11,7 +11,7 @@ import numpy as np
 from dipddpm_jax import checkpoints, plots
 from dipddpm_jax.commands import label_accuracy, train
 from dipddpm_jax.commands.loop import Stopped
-from dipddpm_jax.commands.model import Model, draw
+from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
@@ -52,7 +52,7 @@ def trained(config: TrainConfig, keep_every: int) -> Path:
 @functools.lru_cache(2)
 def model_of(workdir: Path, step: int) -> tuple[Model, judges.Judge]:
     """The model of a checkpoint, and who says what its pictures show."""
-    model, _ = train.load_run(workdir, step)
+    model = load_run(workdir, step)
     return model, label_accuracy.judge_for(model.config, model.facts, None)
 
 

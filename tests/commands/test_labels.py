@@ -203,7 +203,7 @@ def test_sampling_with_strips_and_a_grid_of_weights(run, judge, tmp_path, capsys
     grid = np.asarray(Image.open(tmp_path / "guidance.png"))
     assert grid.shape == (3 * TILE + 10, 2 * TILE + 10, 3)  # weights down, different labels across
     grid = grid[::5, ::5]
-    model, _ = train.load_run(run)
+    model = model_module.load_run(run)
     vectors = np.load(tmp_path / "samples.npz")["labels"][:2]
     for i, weight in enumerate((0.0, 1.0, 4.0)):
         wanted = model_module.draw(model, SamplerConfig(num_steps=9, guidance=weight), 2, 0, vectors).images

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dipddpm_jax.__main__ import main
-from dipddpm_jax.commands import cli, train
+from dipddpm_jax.commands import cli
+from dipddpm_jax.commands.model import load_run
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.data import scenes
 
@@ -53,7 +54,7 @@ def test_a_trained_network_runs_in_pytorch(tmp_path):
     with torch.no_grad():
         first, draws = (torch.tensor(np.moveaxis(a, -1, -3)) for a in (x, noise))
         theirs = network(first, 7, lambda block: draws[block])
-    model, _ = train.load_run(run)
+    model = load_run(run)
     ours = model.network.apply(model.weights, jnp.asarray(x), jnp.array([8, 8]), noise=jnp.asarray(noise))
     np.testing.assert_allclose(np.asarray(ours).transpose(0, 3, 1, 2), theirs.numpy(), atol=1e-5)
 

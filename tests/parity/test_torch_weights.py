@@ -186,11 +186,11 @@ def test_weights_trained_here_work_in_pytorch():
 
 
 def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
-    from dipddpm_jax.commands import train
+    from dipddpm_jax.commands import model
 
     network = NETWORKS["stack"]
     variables = random_variables(*network)
-    monkeypatch.setattr(train, "load_run", lambda workdir, step: (Model(None, None, network[0], variables), 7))
+    monkeypatch.setattr(model, "load_run", lambda workdir, step: Model(None, None, network[0], variables, 7))
     main(["export", str(tmp_path), str(tmp_path / "a.safetensors")])
     assert "6 entries of step 7" in capsys.readouterr().out
     back = torch_weights.import_torch(torch_weights.read(tmp_path / "a.safetensors"), template(*network))
