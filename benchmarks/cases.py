@@ -13,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from flax import linen as nn
 
 from benchmarks.torch_reference import diffusion, skip_net, system001, system002, system004
 from dipddpm_jax import devices, dip
+from dipddpm_jax.commands import builders
+from dipddpm_jax.config.presets import PRESETS
+from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import samplers, schedules, training
 from dipddpm_jax.diffusion.denoisers import from_network
 from dipddpm_jax.dip import stopping
-from dipddpm_jax.networks import ContextUnet, ConvStack, SkipNet, SmallUNet, UNet
+from dipddpm_jax.networks import ContextUnet, ConvStack, SkipNet, SmallUNet
 from dipddpm_jax.networks.layers import initial_variables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -155,8 +159,15 @@ def training_cases(how: How) -> Iterator[Case]:
         schedules.linear_at_zero(400), (28, 28, 1), np.arange(10), lambda: system004.ContextUnet(1, 64, 10, 7),
         lambda net, adam, x0, _: system004.train_step(net, adam, tables4, x0, context), 4, how)
     yield training_case(
-        f"train step, UNet (ours alone), batch {BATCH}, 28x28", UNet(), schedules.cosine(1000), (28, 28, 1), None,
-        None, None, 4, how)
+        f"train step, UNet as `train.py` has it (ours alone), batch {BATCH}, 28x28", recommended_network(),
+        schedules.cosine(1000), (28, 28, 1), np.arange(10), None, None, 4, how)
+
+
+def recommended_network() -> nn.Module:
+    """The network that `train.py` trains by default: preset `unet`, on digits with ten labels."""
+    config = PRESETS["unet"][1]
+    facts = Facts((28, 28, 1), tuple("0123456789"))
+    return builders.make_network(config.network, facts, config.schedule.num_steps)
 
 
 # Job 2: sampling

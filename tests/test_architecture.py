@@ -19,7 +19,7 @@ ROLES = {"data": {"load", "find"}, "experiments": {"Setting", "Size", "measure",
 CONFIGURED = {"UNet", "SmallUNet", "AttentionUNet", "ContextUnet", "ResidualDenoiser"}
 STILL_TWICE = {"Judge", "run", "main", "save", "restore", "make_schedule", "make_network", "scores", "write",
                "peak_memory", "Command", "evaluate", "judge_for", "read", "draw", "score", "held_out_loss", "Measured",
-               "load", "held_out", "train", "check", "make_loss", "Verdict", "start", "trained", "chain", "stretched",
+               "load", "held_out", "train", "check", "make_loss", "Verdict", "start", "trained", "stretched",
                "picture", "psnr", "ssim"}
 
 

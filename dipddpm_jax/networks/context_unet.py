@@ -15,9 +15,9 @@ from dipddpm_jax.networks.layers import (
     Conv,
     ConvTranspose,
     Dense,
-    chain,
     gelu,
     group_norm,
+    in_order,
     max_pool,
     windows,
 )
@@ -72,7 +72,7 @@ class UnetDown(nn.Module):
         self.model = [ResidualConvBlock(self.width, self.act)]
 
     def __call__(self, x: Images, train: bool) -> Features:
-        return max_pool(chain(self.model, x, train), 2)
+        return max_pool(in_order(self.model, x, train), 2)
 
 
 class UnetUp(nn.Module):
@@ -86,7 +86,7 @@ class UnetUp(nn.Module):
         self.model = [ConvTranspose(self.width, 2, stride=2), ResidualConvBlock(*block), ResidualConvBlock(*block)]
 
     def __call__(self, x: Features, skip: Features, train: bool) -> Features:
-        return chain(self.model[1:], self.model[0](jnp.concatenate([x, skip], -1)), train)
+        return in_order(self.model[1:], self.model[0](jnp.concatenate([x, skip], -1)), train)
 
 
 class EmbedFC(nn.Module):
@@ -99,7 +99,7 @@ class EmbedFC(nn.Module):
         self.model = [Dense(self.width), lambda x: _act(self.act, x), Dense(self.width)]
 
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b 1 1 o"]:
-        return chain(self.model, x)[:, None, None]
+        return in_order(self.model, x)[:, None, None]
 
 
 class ContextUnet(nn.Module):
@@ -143,7 +143,7 @@ class ContextUnet(nn.Module):
         down1 = self.down1(x, train)
         down2 = self.down2(down1, train)
         bottom = _act(self.act, windows(down2, POOL).mean((2, 4)))
-        y = chain(self.up0[1:], ConvTranspose(2 * self.width, factor, stride=factor, name="up0_0")(bottom))
+        y = in_order(self.up0[1:], ConvTranspose(2 * self.width, factor, stride=factor, name="up0_0")(bottom))
         y = self.up1(self.contextembed1(context) * y + self.timeembed1(time), down2, train)
         y = self.up2(self.contextembed2(context) * y + self.timeembed2(time), down1, train)
-        return chain(self.out, jnp.concatenate([y, x], -1))
+        return in_order(self.out, jnp.concatenate([y, x], -1))

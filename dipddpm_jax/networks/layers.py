@@ -245,7 +245,7 @@ def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
-def chain(layers: Any, x: Float[Array, "b ..."], *args: Any) -> Float[Array, "b ..."]:
+def in_order(layers: Any, x: Float[Array, "b ..."], *args: Any) -> Float[Array, "b ..."]:
     """Applies layers in order; `args` go to each of them."""
     for layer in layers:
         x = layer(x, *args)

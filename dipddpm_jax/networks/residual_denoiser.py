@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float64
 
-from dipddpm_jax.networks.layers import Conv, chain
+from dipddpm_jax.networks.layers import Conv, in_order
 from dipddpm_jax.types import Images, Labels, Times
 
 Sigmas = Literal["linear", "exponential", "cosine"]
@@ -43,7 +43,7 @@ class TwoConvs(nn.Module):
     def __call__(
         self, x: Images, t: Times | None = None, labels: Labels | None = None, train: bool = False
     ) -> Images:
-        return chain(self.net, x)
+        return in_order(self.net, x)
 
 
 class NoisyBlock(nn.Module):
@@ -60,7 +60,7 @@ class NoisyBlock(nn.Module):
 
     def __call__(self, x: Images, t: Times, noise: Images) -> Images:
         sigma = self.sigma_schedule.value[t - 1].astype(x.dtype)  # the original counts its steps from 0
-        return x + sigma[:, None, None, None] * noise - chain(self.net, x)
+        return x + sigma[:, None, None, None] * noise - in_order(self.net, x)
 
 
 class ResidualDenoiser(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from dipddpm_jax.networks.layers import BatchNorm, Conv, Dense, chain
+from dipddpm_jax.networks.layers import BatchNorm, Conv, Dense, in_order
 from dipddpm_jax.types import Features, Images
 
 
@@ -64,7 +64,7 @@ class ResNet18(nn.Module):
         y = nn.relu(self.bn1(self.conv1(x), train))
         y = halved(y)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            y = chain(layer, y, train)
+            y = in_order(layer, y, train)
         return jnp.mean(y, (1, 2))
 
     def head(self, features: Float[Array, "b d"]) -> Float[Array, "b k"]:

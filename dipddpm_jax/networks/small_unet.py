@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from dipddpm_jax.networks.layers import Conv, ConvTranspose, Dense, chain, image_norm
+from dipddpm_jax.networks.layers import Conv, ConvTranspose, Dense, image_norm, in_order
 from dipddpm_jax.types import Features, Images, Labels, Times, UserError
 
 
@@ -91,13 +91,13 @@ class SmallUNet(nn.Module):
         time = self.time_embed(t - 1).astype(x.dtype)  # the original counts its steps from 0
 
         def stage(embed, blocks, x):
-            return chain(blocks, x + chain(embed, time)[:, None, None, :])
+            return in_order(blocks, x + in_order(embed, time)[:, None, None, :])
 
         x1 = stage(self.te1, self.b1, x)
         x2 = stage(self.te2, self.b2, self.down1(x1))
         x3 = stage(self.te3, self.b3, self.down2(x2))
-        mid = stage(self.te_mid, self.b_mid, chain(self.down3, x3))
-        y = stage(self.te4, self.b4, jnp.concatenate([x3, chain(self.up1, mid)], -1))
+        mid = stage(self.te_mid, self.b_mid, in_order(self.down3, x3))
+        y = stage(self.te4, self.b4, jnp.concatenate([x3, in_order(self.up1, mid)], -1))
         y = stage(self.te5, self.b5, jnp.concatenate([x2, self.up2(y)], -1))
         y = stage(self.te_out, self.b_out, jnp.concatenate([x1, self.up3(y)], -1))
         return self.conv_out(y)

@@ -78,7 +78,7 @@ class UNet(nn.Module):
     channels: int = 1
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2)
-    blocks: int = 2
+    blocks: int = 1
     attention_size: int = 8
     patch_size: int = 2
 

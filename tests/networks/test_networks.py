@@ -1,4 +1,5 @@
 """Networks: published parameter counts, sizes that fit or do not, the quirks that are kept, number types."""
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,6 +10,9 @@ from flax import linen as nn
 from flax import traverse_util
 from parity.networks import compiled
 
+from dipddpm_jax import networks
+from dipddpm_jax.config import diffusion
+from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.networks import (
     AttentionUNet,
     ContextUnet,
@@ -65,6 +69,21 @@ def test_parameter_counts_are_the_published_ones(network, picture, parameters, f
     assert size(variables["params"]) == parameters
     assert size(variables.get("buffers", {})) == frozen
     assert output.shape == (2, *picture[:2], picture[2] if network is not F16 else 3)
+
+
+@pytest.mark.parametrize("config", diffusion.NETWORKS, ids=lambda config: config.__name__)
+def test_a_network_and_its_configuration_have_the_same_defaults(config):
+    network = {field.name: field.default for field in dataclasses.fields(getattr(networks, config.__name__))}
+    named = {field.name: field.default for field in dataclasses.fields(config)}
+    assert {name: network[name] for name in named} == named
+
+
+def test_the_speed_page_times_the_network_that_train_py_trains():
+    cases = pytest.importorskip("benchmarks.cases", reason="PyTorch is not installed")
+    timed = cases.recommended_network()
+    assert (timed.width, timed.blocks, timed.num_classes, timed.num_steps) == (32, 1, 10, 1000)
+    assert {k: getattr(timed, k) for k in dataclasses.asdict(PRESETS["unet"][1].network)} == dataclasses.asdict(
+        PRESETS["unet"][1].network)
 
 
 @pytest.mark.parametrize("side, factor", [(28, 7), (56, 7), (84, 7), *((s, 8) for s in (32, 64, 96, 128, 160, 192))])
