@@ -1,93 +1,53 @@
-"""python -m dipddpm_jax {label-accuracy, judge, export}: parsed before JAX is imported."""
+"""One front door: `dipddpm-jax COMMAND ...` or `python -m dipddpm_jax COMMAND ...`, every command in one --help.
+
+`train.py` and `sample.py` beside the package are two of these commands. A command's module is imported when it is asked
+for, and it parses its options before it imports JAX.
+"""
+import difflib
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
 
-import tyro
-
+from dipddpm_jax import __version__
 from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.errors import UserError
 
-
-@dataclass(frozen=True)
-class LabelAccuracy:
-    """Scores the kept checkpoints of a run; what accuracy.jsonl in the run already holds is not done again."""
-
-    workdir: tyro.conf.Positional[Path | None] = None
-    """Directory of a training run; default: the newest in runs/."""
-    lists: tuple[str, ...] = ()
-    """validation, test, new_test; unseen (combinations that were held out of training) and seen (others, to compare);
-    classes (a model with one label a picture). Default: all that there are."""
-    guidance: float | None = None
-    """Weight of classifier-free guidance; default: as the run was configured, like the next three."""
-    num_steps: int | None = None
-    sampler: str | None = None
-    compose: bool = False
-    seeds: int = 2
-    steps: tuple[int, ...] = ()
-    """Checkpoints; default: all."""
-    evaluator: Path | None = None
-    """The course's checkpoint.pth, for iCLEVR."""
-    data_dir: Path | None = None
-    """Folder with iCLEVR's test.json and new_test.json."""
+COMMANDS = {  # name: (what it does, module, function of the remaining words)
+    "train": ("train a diffusion model and draw samples from it (train.py)", "commands.cli", "train_main"),
+    "sample": ("draw pictures from a trained model (sample.py)", "commands.cli", "sample_main"),
+    "dip": ("restore pictures with a deep image prior (train.py dip)", "commands.cli", "dip_main"),
+    "staged": ("system 002: a deep image prior in stages of falling noise (train.py staged)", "commands.cli",
+               "staged_main"),
+    "evaluate": ("judge samples beside real pictures", "commands.evaluate", "main"),
+    "label-accuracy": ("score every kept checkpoint of a model with labels", "commands.cli",
+                       "label_accuracy_main"),
+    "judge": ("train a classifier that judges samples", "commands.judge", "judge_main"),
+    "export": ("write the weights of a run for PyTorch", "commands.export", "export_main"),
+    "experiments": ("measure the five reports again", "experiments.__main__", "main"),
+}
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Trains a judge and writes its weights. The same command goes on where it was interrupted."""
-
-    name: tyro.conf.Positional[str]
-    """digits (of mnist5k), crops (of photo_crops: which photograph), scenes, or a data set with classes."""
-    seed: int = 0
-    out: Path | None = None
-    """File to write; default: where judges are loaded from."""
-    minutes: float | None = None
-    """Stop after so many, to go on later."""
-    data_dir: Path | None = None
-    """Where data sets are kept."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Writes the (averaged) weights of a run as a .safetensors file with PyTorch's names and layouts."""
-
-    workdir: tyro.conf.Positional[Path]
-    """Directory of the run."""
-    out: tyro.conf.Positional[Path]
-    """File to write."""
-    step: int | None = None
-    """Checkpoint to use; default: the newest."""
-
-
-COMMANDS = {"label-accuracy": LabelAccuracy, "judge": Judge, "export": Export}
-
-
-def run(command: LabelAccuracy | Judge | Export) -> str:
-    """Does it; returns what to tell the user. Raises UserError."""
-    if isinstance(command, Export) and command.out.suffix != ".safetensors":
-        raise UserError(f"{command.out} must end in .safetensors")
-
-    from dipddpm_jax import devices, torch_weights
-    from dipddpm_jax.commands import label_accuracy
-    from dipddpm_jax.commands.model import load_run
-    from dipddpm_jax.judging import judges
-
-    devices.set_up()
-    if isinstance(command, LabelAccuracy):
-        return label_accuracy.run(command)
-    if isinstance(command, Judge):
-        return judges.build(command)
-    model = load_run(command.workdir, command.step)
-    state = torch_weights.export_torch(model.weights)
-    torch_weights.write(state, command.out)
-    return f"{len(state)} entries of step {model.step} written to {command.out}"
+def usage() -> str:
+    """What `--help` says."""
+    rows = "\n".join(f"  {name:15} {text}" for name, (text, _, _) in COMMANDS.items())
+    return (f"usage: dipddpm-jax COMMAND [options]    (or python -m dipddpm_jax COMMAND [options])\n\n{rows}\n\n"
+            "dipddpm-jax COMMAND --help lists a command's options and their defaults.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """A user's mistake is one line on stderr and exit status 2."""
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="python -m dipddpm_jax")
-    with guarded("interrupted; the same command goes on"):
-        print(run(command))
+    """Runs the command that the first word names. A user's mistake is one line on stderr and exit status 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with guarded():
+        if not words or words[0] in ("-h", "--help", "help"):
+            return print(usage())
+        if words[0] == "--version":
+            return print(__version__)
+        if words[0] not in COMMANDS:
+            close = difflib.get_close_matches(words[0], COMMANDS, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"unknown command {words[0]!r}: {hint}Known are {', '.join(COMMANDS)}")
+    _, module, function = COMMANDS[words[0]]
+    getattr(import_module(f"dipddpm_jax.{module}"), function)(words[1:])
 
 
 if __name__ == "__main__":

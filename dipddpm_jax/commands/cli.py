@@ -14,6 +14,7 @@ from dipddpm_jax.config import dip as dip_config
 from dipddpm_jax.config import ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig
+from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.ranges import check_sampler
 from dipddpm_jax.config.sampler import changed_sampler
@@ -109,6 +110,28 @@ def train_main(argv: Sequence[str] | None = None) -> None:
 def sample_main(argv: Sequence[str] | None = None) -> None:
     """`python sample.py [WORKDIR] ...`."""
     _guard(_sample, sys.argv[1:] if argv is None else argv)
+
+
+def dip_main(argv: Sequence[str]) -> None:
+    """`python train.py dip ...`."""
+    _guard(_dip, argv)
+
+
+def staged_main(argv: Sequence[str]) -> None:
+    """`python train.py staged ...`."""
+    _guard(_staged, argv)
+
+
+def label_accuracy_main(argv: Sequence[str]) -> None:
+    """`dipddpm-jax label-accuracy [WORKDIR] ...`."""
+    with guarded("interrupted; the same command goes on"):
+        command = tyro.cli(LabelAccuracy, args=list(argv), prog="dipddpm-jax label-accuracy")
+
+        from dipddpm_jax import devices
+        from dipddpm_jax.commands import label_accuracy
+
+        devices.set_up()
+        print(label_accuracy.run(command))
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
