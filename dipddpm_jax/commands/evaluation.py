@@ -45,7 +45,7 @@ def evaluate(
     train = data.load(name, "train", command.data_dir, size)
     try:
         held = data.load(name, "test", command.data_dir, size)
-    except UserError:
+    except data.MissingSplit:  # a damaged split is an error
         held = train._replace(images=train.images[:0])
     judge = judge_for(command.judge, name)
     samples = read(command.samples) if command.samples else draw(command, workdir, sampler, held)

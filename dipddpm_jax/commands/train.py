@@ -42,7 +42,7 @@ def load_data(config: TrainConfig, data_dir: Path | None) -> TrainingData:
                         f"of {config.data}")
     try:
         held = data.load(config.data, "test", data_dir, config.image_size)
-    except UserError:
+    except data.MissingSplit:  # a damaged split stops the run instead
         held = train._replace(images=train.images[:0])
     if not len(held.images):
         held = train  # nothing is held out: the loss of the last pictures stands in

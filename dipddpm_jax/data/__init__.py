@@ -27,6 +27,10 @@ NAMES = tuple(_MODULES)  # and "folder:PATH"
 Split = Literal["train", "test"]
 
 
+class MissingSplit(UserError):
+    """The data set is sound but has no such split, as iCLEVR has no test pictures; damage is a plain UserError."""
+
+
 class Dataset(NamedTuple):
     """Pictures 0..255 in a fixed order, with one class each, several (multi-hot), or no labels."""
 

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from dipddpm_jax.data import Dataset, prepared
+from dipddpm_jax.data import Dataset, MissingSplit, prepared
 from dipddpm_jax.data.pictures import read_picture
 from dipddpm_jax.data.scenes import OBJECTS
 from dipddpm_jax.errors import UserError
@@ -33,7 +33,7 @@ class Originals(NamedTuple):
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:
     """The training pictures with multi-hot labels; UserError says what is missing, damaged or unknown."""
     if split != "train":
-        raise UserError("iclevr has pictures for training only: test.json and new_test.json are lists of labels")
+        raise MissingSplit("iclevr has pictures for training only: test.json and new_test.json are lists of labels")
     folder = prepared.find(name, data_dir)
     if folder is None:
         files = find(data_dir)

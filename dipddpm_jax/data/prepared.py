@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dipddpm_jax.data import Dataset, originals
+from dipddpm_jax.data import Dataset, MissingSplit, originals
 from dipddpm_jax.data.originals import ORIGINALS, Pictures
 from dipddpm_jax.data.pictures import kept
 from dipddpm_jax.errors import UserError
@@ -101,7 +101,7 @@ def _decode(folder: Path, split: str) -> dict[str, np.ndarray]:
     except Exception as error:  # protobuf, JSON, or its own
         raise _broken(folder / "features.json", error) from error
     if split not in info.splits:
-        raise UserError(f"{folder} holds no split {split!r}, only {', '.join(info.splits)}")
+        raise MissingSplit(f"{folder} holds no split {split!r}, only {', '.join(info.splits)}")
     read = _read_array_record if _format(folder) == "array_record" else read_tfrecord
     images, labels = [], []
     bar = tqdm(total=info.splits[split].num_examples, desc=f"decoding {folder}", unit=" pictures", disable=None)

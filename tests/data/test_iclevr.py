@@ -108,7 +108,7 @@ def test_what_is_wrong_is_named_and_nothing_half_made_remains(tmp_path, damage, 
 
 def test_pictures_to_test_on_are_not_invented(tmp_path):
     write_folder(tmp_path)
-    with pytest.raises(UserError, match="test.json and new_test.json are lists of labels"):
+    with pytest.raises(data.MissingSplit, match="test.json and new_test.json are lists of labels"):
         data.load("iclevr", "test", tmp_path)
 
 
