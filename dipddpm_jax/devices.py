@@ -1,8 +1,10 @@
 """Devices: the compilation cache, meshes, and several machines."""
 import os
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from dipddpm_jax import memory
 from dipddpm_jax.config.diffusion import RunOptions
 from dipddpm_jax.convolution.cost import cores
 from dipddpm_jax.errors import UserError
@@ -123,6 +126,35 @@ def any_process(flag: bool) -> bool:
 def peak_memory() -> int | None:
     """Bytes of device memory at the peak, where the back-end tells."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def check_memory(needed: int | float, what: str) -> None:
+    """Raises UserError when `what`, the subject of the sentence, needs more bytes than the device (or the host) has."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") if jax.default_backend() != "cpu" else None
+    memory.require(needed, what, limit)
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree, or of what has their shapes; a random key counts as nothing."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves
+               if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def gradient_bytes(function: Callable[..., Any], *arguments: PyTree) -> int:
+    """Bytes that the gradient of `function` by its first argument keeps between the forward and the backward pass.
+
+    Reverse-mode differentiation stores what the backward pass reads (its residuals). They follow from the shapes of the
+    arguments alone; nothing is computed. A compiler that recomputes some of them, or one that needs work space, makes
+    it less or more: a bound to within a factor of two or so.
+    """
+    first, *rest = arguments
+
+    def pull_back(first, rest):
+        residuals = jax.tree.leaves(jax.vjp(lambda first: function(first, *rest), first)[1])
+        return list({id(value): value for value in residuals}.values())  # one may be read at several places
+
+    return tree_bytes(jax.eval_shape(pull_back, first, rest))
 
 
 def machine() -> str:

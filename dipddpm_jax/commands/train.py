@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, data, devices, plots
-from dipddpm_jax.commands import builders
+from dipddpm_jax.commands import builders, sizes
 from dipddpm_jax.commands.loop import Log, Stopped, new_workdir, stop_signals
 from dipddpm_jax.commands.model import Model, cycled_labels, draw
 from dipddpm_jax.config import ranges, saved
@@ -221,7 +221,10 @@ def train(config: TrainConfig, run: RunOptions, preset: str) -> tuple[Path, Path
     """Trains, or goes on with, a run: (its directory, its picture of samples). Raises UserError and Stopped."""
     ranges.check(config, run)
     devices.set_up(run)
+    if config.image_size:
+        sizes.check_training(config, Facts((config.image_size, config.image_size, 1)))
     held = load_data(config, run.data_dir)
+    sizes.check_training(config, held.facts)
     if run.resume:
         workdir = run.workdir or saved.newest_run()
         _, _, facts = saved.load(workdir / "config.json")

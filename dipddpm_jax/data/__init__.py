@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from dipddpm_jax import memory
 from dipddpm_jax.errors import UserError
 
 _MODULES = {
@@ -40,6 +41,11 @@ class Dataset(NamedTuple):
     name: str
 
 
+def require_room(count: int, side: int, channels: int) -> None:
+    """Raises UserError when `count` square pictures of bytes are more than this machine holds."""
+    memory.require(count * side**2 * channels, f"{count} pictures of {side}x{side}")
+
+
 def default_data_dir() -> Path:
     """Where TensorFlow Datasets keeps its data: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -63,4 +69,5 @@ def load(
     if image_size is None or dataset.images.shape[1:3] == (image_size, image_size):
         return dataset
     from dipddpm_jax.data.pictures import square
+    require_room(len(dataset.images), image_size, dataset.images.shape[-1])
     return dataset._replace(images=np.stack([square(image, image_size) for image in dataset.images]))

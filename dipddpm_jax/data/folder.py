@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dipddpm_jax.data import Dataset, MissingSplit
+from dipddpm_jax.data import Dataset, MissingSplit, require_room
 from dipddpm_jax.data.pictures import drop_equal_channels, read_picture, square
 from dipddpm_jax.errors import UserError
 
@@ -41,6 +41,7 @@ def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Datas
     if not files:
         raise MissingSplit(f"{folder} has no pictures for {split}: every tenth picture is taken, or all those in"
                         f" {folder / split} if both {folder / 'train'} and {folder / 'test'} exist")
+    require_room(len(files), image_size or 32, 3)
     bar = tqdm(files, desc=f"reading {root}", unit=" pictures", disable=None, leave=False)
     images = np.stack([square(read_picture(root / path), image_size or 32) for path in bar])
     classes = class_names(every)
