@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.places import REPO, SET12  # noqa: E402
 from dipddpm_jax import devices, dip
 from dipddpm_jax.commands import fits, measurements
-from dipddpm_jax.commands.dip import scores
+from dipddpm_jax.commands.dip import psnr_and_ssim
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
 from dipddpm_jax.dip import stopping, study
@@ -72,7 +72,7 @@ def rules(c: Setting) -> dict[str, stopping.Stopper]:
 def clean_pictures(c: Setting) -> dict[str, np.ndarray]:
     """Set12 in grey where it is at hand, else grey photographs of scikit-image; resized to side x side, in [0, 1]."""
     if SET12.is_dir():
-        names, pictures = measurements.read(str(SET12), c.side)
+        names, pictures = measurements.read_pictures(str(SET12), c.side)
         found = {f"set12/{name}": picture[..., :1] for name, picture in zip(names, pictures)}
     else:
         found = {name: square(photograph(name), c.side).mean(-1, keepdims=True).astype(np.float32) / 255
@@ -94,14 +94,14 @@ def problem(c: Setting, clean: np.ndarray, sigma: int, seed: int) -> dip.DipProb
 def summary(clean: np.ndarray, given: dip.DipProblem, state: dip.DipState, curves: dict) -> dict:
     """One line: scores of what each rule kept, of the end, and of the best moment."""
     psnr, average = np.asarray(curves["psnr"], np.float64), np.asarray(curves["psnr_average"], np.float64)
-    line: dict = {"noisy": scores(clean, np.asarray(given.measurement)), "sigma_estimated":
+    line: dict = {"noisy": psnr_and_ssim(clean, np.asarray(given.measurement)), "sigma_estimated":
                   255 * float(given.sigma), "rules": {}}
     for name, runner in state.stop_state[1].items():
         stopped = int(runner.stopped_at)
         line["rules"][name] = {
             "kept": int(runner.kept_at) + 1, "stopped": stopped + 1 if stopped >= 0 else len(psnr),
-            "output": scores(clean, np.asarray(runner.output)),
-            "average": scores(clean, np.asarray(runner.average))}
+            "output": psnr_and_ssim(clean, np.asarray(runner.output)),
+            "average": psnr_and_ssim(clean, np.asarray(runner.average))}
     best, best_average = int(psnr.argmax()), int(average.argmax())
     line["oracle"] = {"output": psnr[best], "at": best + 1, "average": average[best_average],
                       "average_at": best_average + 1}
@@ -134,7 +134,7 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
                     "seconds": round(seconds, 2), "where": where, "recipe": c.recipe} for seed, row in enumerate(rows)]
             for name in rules(c):
                 kept = [np.asarray(row[0].stop_state[1][name].average) for row in rows]
-                pairs = [scores(clean, (kept[a] + kept[b]) / 2)["psnr"]
+                pairs = [psnr_and_ssim(clean, (kept[a] + kept[b]) / 2)["psnr"]
                          for a, b in combinations(range(c.seeds), 2)]
                 for line in new:  # of the picture, not of the seed
                     line["rules"][name]["two_runs"] = float(np.mean(pairs)) if pairs else None

@@ -152,12 +152,12 @@ def _dip(argv: list[str]) -> None:
     description = ("Restores pictures by fitting a network to each, without training data; a rule that never sees the "
                    "clean picture says when to stop.")
     command = tyro.cli(DipCommand, args=argv, prog="train.py dip", description=description)
-    dip_config.check(command.config, command.run)
+    dip_config.check_dip(command.config, command.run)
 
     from dipddpm_jax.commands import dip, loop
 
     try:
-        print(dip.restore(command.config, command.run))
+        print(dip.restore_pictures(command.config, command.run))
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.code) from None

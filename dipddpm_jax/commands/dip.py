@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dipddpm_jax import checkpoints, devices, plots
 from dipddpm_jax.commands import loop, measurements
 from dipddpm_jax.commands.fits import Fits, make_fit, make_fits, start_fits, take
-from dipddpm_jax.commands.measurements import Measured
+from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.tiles import join_tiles
 from dipddpm_jax.config import dip as dip_config
 from dipddpm_jax.config.dip import DipConfig, DipRun
@@ -70,12 +70,12 @@ class Batch:
 
 
 @dataclass
-class Restoration:
+class DipJob:
     """A run: its configuration and inputs, its directory, and what has been logged."""
 
     config: DipConfig
     run: DipRun
-    given: Measured
+    given: Measurements
     workdir: Path
 
     def fit(self) -> tuple[Fits, DipState, list[dict[str, Any]]]:
@@ -139,7 +139,7 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
-def scores(clean: np.ndarray, picture: np.ndarray) -> dict[str, float]:
+def psnr_and_ssim(clean: np.ndarray, picture: np.ndarray) -> dict[str, float]:
     """PSNR and SSIM by scikit-image, of a picture clipped to [0, 1]."""
     picture = np.clip(picture, 0, 1).astype(np.float32)
     return {"psnr": float(peak_signal_noise_ratio(clean, picture, data_range=1)),
@@ -152,7 +152,9 @@ def enlarged(measurement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.repeat(measurement, scale, 0), scale, 1)
 
 
-def write(job: Restoration, fits: Fits, states: DipState, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def write_restored(
+    job: DipJob, fits: Fits, states: DipState, rows: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
     """All files of a run; returns what results.json holds."""
     given, size = job.given, job.given.size
     kept = {"output": states.kept.output, "average": states.kept.average}
@@ -172,8 +174,8 @@ def write(job: Restoration, fits: Fits, states: DipState, rows: list[dict[str, A
             result["uncertainty"] = {"mean": float(spread.mean()), "white": float(spread.max())}
             parts["uncertainty"] = np.repeat(spread / max(float(spread.max()), 1e-9), restored.shape[-1], -1)
         if given.clean is not None:
-            result |= {key: scores(given.clean[i], parts[key]) for key in ("restored", chosen[1])}
-            result["measurement"] = scores(given.clean[i], enlarged(parts["measurement"], size))
+            result |= {key: psnr_and_ssim(given.clean[i], parts[key]) for key in ("restored", chosen[1])}
+            result["measurement"] = psnr_and_ssim(given.clean[i], enlarged(parts["measurement"], size))
             parts["clean"] = given.clean[i]
         for key, part in parts.items():
             plots.picture(to_bytes(part)).save(job.workdir / f"{prefix}{key}.png")
@@ -184,15 +186,15 @@ def write(job: Restoration, fits: Fits, states: DipState, rows: list[dict[str, A
     return _write_report(job, fits, rows, results, seconds)
 
 
-def peak_memory() -> int:
+def memory_peak() -> int:
     """Bytes: of the device where it tells, else of this process."""
     return devices.peak_memory() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _write_report(job: Restoration, fits: Fits, rows: list[dict[str, Any]], results: list, seconds: float) -> dict:
+def _write_report(job: DipJob, fits: Fits, rows: list[dict[str, Any]], results: list, seconds: float) -> dict:
     oracle = job.config.stop == "oracle"
     report = {"stop": "oracle: SAW THE CLEAN PICTURE, for study only" if oracle else job.config.stop,
-              "pictures": results, "seconds": round(seconds, 1), "peak_memory_bytes": peak_memory()}
+              "pictures": results, "seconds": round(seconds, 1), "peak_memory_bytes": memory_peak()}
     (job.workdir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     first = [row for row in rows if row["fit"] == 0]
     curves = {"PSNR of output": [row.get("psnr") for row in first],
@@ -208,27 +210,27 @@ def _write_report(job: Restoration, fits: Fits, rows: list[dict[str, Any]], resu
     return report
 
 
-def restore(config: DipConfig, run: DipRun) -> str:
+def restore_pictures(config: DipConfig, run: DipRun) -> str:
     """Restores pictures, or goes on doing so; returns what to tell the user. Raises UserError and Stopped."""
     devices.set_up()
     if run.resume:
         if run.workdir is None:
             raise UserError("--resume needs --workdir, the directory of the restoration to go on with")
-        config = dip_config.load(run.workdir / "config.json")
-    dip_config.check(config, run)
-    given = measurements.load(config)
+        config = dip_config.load_dip_config(run.workdir / "config.json")
+    dip_config.check_dip(config, run)
+    given = measurements.load_measurements(config)
     if config.stop == "oracle" and given.clean is None:
         raise UserError("--stop oracle needs the clean picture; give it as --clean")
     workdir = run.workdir if run.resume else loop.new_workdir("dip", run.workdir)
-    dip_config.save(config, workdir / "config.json")
-    job = Restoration(config, run, given, workdir)
+    dip_config.save_dip_config(config, workdir / "config.json")
+    job = DipJob(config, run, given, workdir)
     began = time.monotonic()
     fits, states, rows = job.fit()
-    report = write(job, fits, states, rows, time.monotonic() - began)
+    report = write_restored(job, fits, states, rows, time.monotonic() - began)
     return describe(report, given, workdir)
 
 
-def describe(report: dict[str, Any], given: Measured, workdir: Path) -> str:
+def describe(report: dict[str, Any], given: Measurements, workdir: Path) -> str:
     """What came out, a line a picture."""
     made = "made from the clean picture" if given.degraded else "as given"
     lines = [f"stop rule: {report['stop']}; measurement {made}; {report['seconds']:.0f} s, "

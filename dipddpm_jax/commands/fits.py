@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from dipddpm_jax import dip, networks
 from dipddpm_jax.commands import measurements, tiles
-from dipddpm_jax.commands.measurements import Measured
+from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip import stopping, study
 from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
@@ -101,7 +101,7 @@ def held_out_share(pixels: int) -> float:
     return float(np.clip(1000 / pixels, 0.05, 0.1))
 
 
-def make_fits(config: DipConfig, given: Measured) -> Fits:
+def make_fits(config: DipConfig, given: Measurements) -> Fits:
     """One problem for every picture, seed and tile, stacked."""
     scale = given.size[0] // given.measurements.shape[1]
     boxes = tiles.tile_boxes(given.size, config.tile, OVERLAP, scale)

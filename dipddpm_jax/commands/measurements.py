@@ -20,7 +20,7 @@ LEAST_SIDE = 8
 Pictures = Float[np.ndarray, "n h w c"]
 
 
-class Measured(NamedTuple):
+class Measurements(NamedTuple):
     """Pictures of one size in [0, 1], and what is known of them; `size` is that of the restored ones."""
 
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
     degraded: bool  # whether the measurement was made here, from the clean picture
 
 
-def load(config: DipConfig) -> Measured:
+def load_measurements(config: DipConfig) -> Measurements:
     """Reads or makes the measurements that a configuration names. Raises UserError."""
     if config.image is None and config.clean is None:
         raise UserError("nothing to restore: give --image FILE, FOLDER or NAME (camera, coffee, ...), or --clean FILE")
@@ -40,12 +40,12 @@ def load(config: DipConfig) -> Measured:
     if named and config.clean is not None:
         raise UserError(f"--image {config.image} is a clean photograph already; leave --clean out")
     if named or config.image is None:
-        names, clean = read(config.image if named else str(config.clean), config.size)
+        names, clean = read_pictures(config.image if named else str(config.clean), config.size)
         return degraded(config, names, clean)
-    names, given = read(config.image, config.size)
+    names, given = read_pictures(config.image, config.size)
     if config.clean is None:
         return measured(config, names, given, None)
-    clean_names, clean = read(str(config.clean), None if config.task == "superres" else config.size)
+    clean_names, clean = read_pictures(str(config.clean), None if config.task == "superres" else config.size)
     if len(clean) != len(given):
         raise UserError(f"--image has {len(given)} pictures and --clean {len(clean)}; there must be one for each")
     channels = max(given.shape[-1], clean.shape[-1])
@@ -55,7 +55,7 @@ def load(config: DipConfig) -> Measured:
     return measured(config, names, given, clean)
 
 
-def read(source: str, size: int | None) -> tuple[tuple[str, ...], Pictures]:
+def read_pictures(source: str, size: int | None) -> tuple[tuple[str, ...], Pictures]:
     """(names, pictures in [0, 1]) of a file, a folder, or a photograph of scikit-image."""
     path = Path(source).expanduser()
     if source in PHOTOGRAPHS and not path.exists():
@@ -99,7 +99,7 @@ def operator(config: DipConfig, size: tuple[int, int]) -> operators.Operator:
     return operators.blur(*size, config.blur) if config.task == "deblur" else dip.identity
 
 
-def degraded(config: DipConfig, names: tuple[str, ...], clean: Pictures) -> Measured:
+def degraded(config: DipConfig, names: tuple[str, ...], clean: Pictures) -> Measurements:
     """Measurements made from clean pictures; the noise of a picture depends on the seed and its place alone."""
     if config.task == "superres":
         height, width = (side - side % config.factor for side in clean.shape[1:3])
@@ -122,12 +122,12 @@ def degraded(config: DipConfig, names: tuple[str, ...], clean: Pictures) -> Meas
     if known is not None:
         measurements = measurements * known
     noise = np.sqrt(clean.mean((1, 2, 3)) / config.peak) if config.peak else np.full(len(clean), sigma / 255)
-    return Measured(names, measurements, clean, known, noise.astype(np.float32), size, True)
+    return Measurements(names, measurements, clean, known, noise.astype(np.float32), size, True)
 
 
 def measured(
     config: DipConfig, names: tuple[str, ...], given: Pictures, clean: Float[np.ndarray, "n H W c"] | None
-) -> Measured:
+) -> Measurements:
     """Measurements that were given; their noise is estimated where the configuration does not say."""
     if config.task == "inpaint" and config.mask is None:
         raise UserError("to inpaint a given picture, --mask FILE must say where it is known (white); "
@@ -141,7 +141,7 @@ def measured(
     if known is not None:
         given = given * known
     sigma = np.array([noise_level.estimate_sigma(y) if config.sigma is None else config.sigma / 255 for y in given])
-    return Measured(names, given, clean, known, sigma.astype(np.float32), size, False)
+    return Measurements(names, given, clean, known, sigma.astype(np.float32), size, False)
 
 
 def _mask(config: DipConfig, size: tuple[int, int], count: int) -> Pictures | None:

@@ -17,7 +17,7 @@ import optax
 
 from dipddpm_jax import devices, plots
 from dipddpm_jax.commands import fits, loop, measurements
-from dipddpm_jax.commands.dip import scores, to_bytes
+from dipddpm_jax.commands.dip import psnr_and_ssim, to_bytes
 from dipddpm_jax.config.dip import DipConfig, StagedConfig
 from dipddpm_jax.dip import study
 from dipddpm_jax.dip.fit import Dip, DipProblem
@@ -28,7 +28,7 @@ from dipddpm_jax.networks import ConvStack
 WIDTHS = {3: (64, 64), 4: (64, 128, 64), 5: (64, 128, 256, 128)}
 
 
-def make_stages(config: StagedConfig, given: measurements.Measured) -> list[Stage]:
+def make_stages(config: StagedConfig, given: measurements.Measurements) -> list[Stage]:
     """The problems of a configuration, one for each noise level, for its first picture."""
     measurement, clean = (jnp.asarray(x[0]) for x in (given.measurements, given.clean))
     network = ConvStack(WIDTHS[config.layers], clean.shape[-1])
@@ -51,8 +51,8 @@ def make_stages(config: StagedConfig, given: measurements.Measured) -> list[Stag
 def restore_in_stages(config: StagedConfig, workdir: Path | None) -> str:
     """Fits all stages, writes stages.png, curves.png and results.json; returns what to tell. Raises UserError."""
     devices.set_up()
-    given = measurements.load(DipConfig(image=config.image, clean=config.clean, sigma=config.sigma, size=config.size,
-                                     seed=config.seed))
+    given = measurements.load_measurements(
+        DipConfig(image=config.image, clean=config.clean, sigma=config.sigma, size=config.size, seed=config.seed))
     if given.clean is None:
         raise UserError("staged fits are scored against the clean picture; give it as --clean")
     workdir = loop.new_workdir("staged", workdir)
@@ -63,18 +63,20 @@ def restore_in_stages(config: StagedConfig, workdir: Path | None) -> str:
     report: dict[str, Any] = {
         "stop": "oracle: TRAINED TOWARDS AND STOPPED BY THE CLEAN PICTURE, for study only"
         if config.stop == "oracle" else config.stop,
-        "measurement": scores(given.clean[0], given.measurements[0]), "config": dataclasses.asdict(config),
+        "measurement": psnr_and_ssim(given.clean[0], given.measurements[0]), "config": dataclasses.asdict(config),
         "stages": []}
     for level, stage, (result, curves) in zip(config.levels, stages, kept):
         report["stages"].append({
             "level": level, "steps": int(np.sum(curves["active"])),
-            "input": scores(given.clean[0], np.asarray(stage.problem.code)),
-            "output": scores(given.clean[0], np.asarray(result.output))})
+            "input": psnr_and_ssim(given.clean[0], np.asarray(stage.problem.code)),
+            "output": psnr_and_ssim(given.clean[0], np.asarray(result.output))})
     report["seconds"] = round(time.monotonic() - began, 1)
     return _write(report, given, stages, kept, workdir)
 
 
-def _write(report: dict[str, Any], given: measurements.Measured, stages: list[Stage], kept: list, workdir: Path) -> str:
+def _write(
+    report: dict[str, Any], given: measurements.Measurements, stages: list[Stage], kept: list, workdir: Path
+) -> str:
     (workdir / "results.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
     rows = [np.asarray(picture) for stage, (result, _) in zip(stages, kept)
             for picture in (stage.problem.code, result.output, given.clean[0])]

@@ -118,10 +118,10 @@ def check_staged(config: StagedConfig) -> None:
         raise UserError(f"--steps must be one number, or one for each of the {len(config.levels)} levels, from 1 up")
     if not 1 <= config.patience <= 10**6 or not 0 <= config.seed < 2**31 or not 0 < config.learning_rate < 1e3:
         raise UserError("--patience and --learning-rate must be above 0, --seed between 0 and 2^31 - 1")
-    check(DipConfig(sigma=config.sigma, size=config.size))
+    check_dip(DipConfig(sigma=config.sigma, size=config.size))
 
 
-def check(config: DipConfig, run: DipRun = DipRun()) -> None:
+def check_dip(config: DipConfig, run: DipRun = DipRun()) -> None:
     """Raises UserError for numbers that no restoration can have, and for combinations that make no sense."""
     bounds = {"--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
               "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
@@ -145,12 +145,12 @@ def check(config: DipConfig, run: DipRun = DipRun()) -> None:
         raise UserError("--mask is for --task inpaint")
 
 
-def save(config: DipConfig, path: Path) -> None:
+def save_dip_config(config: DipConfig, path: Path) -> None:
     """Writes config.json."""
     path.write_text(json.dumps({"dip": to_json(config)}, indent=2) + "\n")
 
 
-def load(path: Path) -> DipConfig:
+def load_dip_config(path: Path) -> DipConfig:
     """The configuration of a restoration. Raises UserError when the file is not one."""
     try:
         raw = json.loads(path.read_text())["dip"]

@@ -66,7 +66,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, mo
     monkeypatch.setattr(bands, "LARGE", large)
     config = DipConfig(clean=clean, network="conv", num_steps=20, window=4)
     run = DipRun(chunk=5, save_every=10, gif=True)
-    whole, parts = (dip.Restoration(config, run, measurements.load(config), folder)
+    whole, parts = (dip.DipJob(config, run, measurements.load_measurements(config), folder)
                     for folder in (tmp_path / "whole", tmp_path / "parts"))
     for job in (whole, parts):
         job.workdir.mkdir()
@@ -96,7 +96,7 @@ def test_a_folder_is_one_batch_and_each_picture_keeps_its_result(tmp_path):
 
 def test_a_compacted_batch_ends_as_a_whole_one(clean):
     config = DipConfig(clean=clean, network="conv", num_steps=30, seeds=3, stop="discrepancy", fall_back=0.0)
-    given = measurements.load(config)
+    given = measurements.load_measurements(config)
     batch = fits.make_fits(config, given)
     sigmas = np.float32([9, 0, 9])  # the first and the last stop at once
     batch = batch._replace(problems=batch.problems._replace(sigma=sigmas))
@@ -126,7 +126,7 @@ def test_tiles_cover_a_picture_and_join_to_it():
 def test_a_large_picture_is_fitted_in_tiles(tmp_path):
     Image.fromarray(a_picture(132, 130)).save(tmp_path / "large.png")
     config = DipConfig(clean=tmp_path / "large.png", network="conv", num_steps=4, tile=128, task="superres", factor=2)
-    job = dip.Restoration(config, DipRun(chunk=2), measurements.load(config), tmp_path)
+    job = dip.DipJob(config, DipRun(chunk=2), measurements.load_measurements(config), tmp_path)
     batch, states, _ = job.fit()
     assert len(batch.boxes) == 4 and batch.problems.measurement.shape == (4, 64, 64, 3)
     assert batch.whole(np.asarray(states.kept.output), job.given.size).shape == (1, 1, 132, 130, 3)
@@ -137,7 +137,7 @@ def test_a_large_picture_is_fitted_in_tiles(tmp_path):
     ("denoise", {"peak": 30.0}, (16, 24, 3))])
 def test_tasks_measure_what_they_say(tmp_path, task, extra, shape):
     Image.fromarray(a_picture(16, 24)).save(tmp_path / "clean.png")
-    given = measurements.load(DipConfig(clean=tmp_path / "clean.png", task=task, **extra))
+    given = measurements.load_measurements(DipConfig(clean=tmp_path / "clean.png", task=task, **extra))
     assert given.measurements.shape == (1, *shape) and given.size == (16, 24)
     assert not np.array_equal(given.measurements, given.clean)
     if task == "inpaint":
@@ -204,7 +204,7 @@ def test_unusual_kinds_of_pictures_are_read(tmp_path, mode):
         Image.fromarray(a_picture()[..., 0].astype(np.uint16) * 257).save(path)
     else:
         Image.fromarray(a_picture()).convert(mode).save(path)
-    given = measurements.load(DipConfig(image=str(path)))
+    given = measurements.load_measurements(DipConfig(image=str(path)))
     assert given.measurements.shape[1:3] == (16, 16) and 0 <= given.measurements.min() <= given.measurements.max() <= 1
     if mode == "I;16":
         np.testing.assert_allclose(given.measurements[0, ..., 0], a_picture()[..., 0] / 255, atol=1e-6)
@@ -212,11 +212,11 @@ def test_unusual_kinds_of_pictures_are_read(tmp_path, mode):
 
 def test_a_configuration_survives_its_file(tmp_path, clean):
     config = DipConfig(image="camera", clean=clean, sigma=12.5, seeds=3)
-    dip_config.save(config, tmp_path / "config.json")
-    assert dip_config.load(tmp_path / "config.json") == config
+    dip_config.save_dip_config(config, tmp_path / "config.json")
+    assert dip_config.load_dip_config(tmp_path / "config.json") == config
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not the configuration"):
-        dip_config.load(tmp_path / "config.json")
+        dip_config.load_dip_config(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("changes", [
@@ -227,8 +227,8 @@ def test_a_configuration_survives_its_file(tmp_path, clean):
 def test_every_configuration_makes_a_fit(tmp_path, changes):
     Image.fromarray(a_picture(64, 72)).save(tmp_path / "clean.png")
     config = DipConfig(clean=tmp_path / "clean.png", **{"network": "skip-001", **changes})
-    dip_config.check(config)
-    given = measurements.load(config)
+    dip_config.check_dip(config)
+    given = measurements.load_measurements(config)
     batch = fits.make_fits(config, given)
     fit, problem, key = fits.make_fit(config, 3, given.size), fits.take(batch.problems, 0), jax.random.key(0)
 
