@@ -7,18 +7,20 @@ held-out ones stands beside). Writes pictures and default_run.jsonl to docs/resu
 README's paragraph.
 """
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 
 REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO))
+
+from dipddpm_jax import records  # noqa: E402
+
 RESULTS = REPO / "docs" / "results"
 COUNT = 1000
 
@@ -52,16 +54,14 @@ def measure(steps: int | None, seed: int) -> dict:
         sampling = timed("sample.py", str(workdir), "--count", str(COUNT), "--out", f"{folder}/samples")
         held = np.load(f"{folder}/samples/samples.npz")
         share, real = readable(held["images"], held["labels"])
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        rows = records.read_lines(workdir / "metrics.jsonl")
         name = f"digits_{rows[-1]['step']}.png" if steps else "digits.png"
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / name).write_bytes((workdir / "samples.png").read_bytes())
-    from dipddpm_jax import devices  # JAX would share the cores with the runs
-
     losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
     return {"steps": rows[-1]["step"], "seconds": round(seconds), "sampling_seconds": round(sampling),
             "held_out_loss": losses[-1], "best_held_out_loss": min(losses), "read": share, "real_read": real,
-            "seed": seed, "picture": name, "machine": devices.machine(), "date": str(date.today())}
+            "picture": name, **records.provenance(seed)}  # only now, since JAX would share the cores with the runs
 
 
 def sentence(r: dict) -> str:
@@ -96,14 +96,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="another length than the default's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    sys.path.insert(0, str(REPO))
     result = measure(args.steps, args.seed)
     print(sentence(result))
     log = RESULTS / "default_run.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    kept = [r for r in map(json.loads, lines) if r["steps"] != result["steps"]]
+    kept = [r for r in records.read_lines(log) if r["steps"] != result["steps"]]
     results = sorted([*kept, result], key=lambda r: r["steps"])
-    log.write_text("".join(json.dumps(r) + "\n" for r in results))
+    records.write_lines(log, results)
     (REPO / "docs" / "longer_runs.md").write_text(table(results))
     if args.steps is None:
         readme = REPO / "README.md"

@@ -7,11 +7,9 @@ parts:
     python benchmarks/dip_quality.py --minutes 30
 """
 import dataclasses
-import json
 import sys
 import time
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +23,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import REPO, SET12  # noqa: E402
-from dipddpm_jax import devices, dip
+from dipddpm_jax import devices, dip, records
 from dipddpm_jax.commands import fits, measurements
 from dipddpm_jax.commands.dip import psnr_and_ssim
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
@@ -111,9 +109,10 @@ def summary(clean: np.ndarray, given: dip.DipProblem, state: dip.DipState, curve
 
 def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
     """Completes the lines of a table, picture by picture, for at most so many minutes."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = records.read_lines(file)
     done = {(line["picture"], line["sigma"]) for line in lines if line["recipe"] == c.recipe}
-    where = f"{devices.machine()}, {date.today()}"
+    origin = records.provenance()
+    where = f"{origin['machine']}, {origin['date']}"
     widths = (c.width,) * c.levels
     fit = dip.Dip(SkipNet(1, widths, widths, (4,) * c.levels), optax.adam(c.learning_rate),
                   stopper=study.race(rules(c)), fall_back=5.0)
@@ -131,7 +130,8 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
             seconds = (time.monotonic() - started) / c.seeds
             rows = [jax.tree.map(lambda leaf, i=i: leaf[i], (ends, curves)) for i in range(c.seeds)]
             new = [{"picture": picture, "sigma": sigma, "seed": seed, **summary(clean, given[seed], *row),
-                    "seconds": round(seconds, 2), "where": where, "recipe": c.recipe} for seed, row in enumerate(rows)]
+                    "seconds": round(seconds, 2), "where": where, "origin": origin, "recipe": c.recipe}
+                   for seed, row in enumerate(rows)]
             for name in rules(c):
                 kept = [np.asarray(row[0].stop_state[1][name].average) for row in rows]
                 pairs = [psnr_and_ssim(clean, (kept[a] + kept[b]) / 2)["psnr"]
@@ -139,8 +139,7 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
                 for line in new:  # of the picture, not of the seed
                     line["rules"][name]["two_runs"] = float(np.mean(pairs)) if pairs else None
             lines += new
-            with file.open("a") as out:
-                out.writelines(json.dumps(line) + "\n" for line in new)
+            records.append_lines(file, new)
             print(f"{picture} sigma {sigma}: {seconds:.1f} s a fit", flush=True)
     return [line for line in lines if line["recipe"] == c.recipe]
 

@@ -6,12 +6,8 @@ Real pictures are corrupted and compared with other real pictures, as `judges.co
 judge is kept in judges.jsonl, so that one can be done at a time.
 """
 import argparse
-import json
-import platform
 import sys
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +17,7 @@ REPO = Path(__file__).parents[1]
 RESULTS = REPO / "docs" / "results"
 sys.path.insert(0, str(REPO))
 
-from dipddpm_jax import __version__, data, devices  # noqa: E402
+from dipddpm_jax import data, devices, records  # noqa: E402
 from dipddpm_jax.judging import judges, metrics  # noqa: E402
 
 NOISE = (0, 8, 16, 32, 64, 128)  # standard deviation, of 255
@@ -120,8 +116,7 @@ def measure(name: str, count: int, seeds: int) -> dict:
             "seeds": seeds, "corruption": [corruption(it, count, seed) for seed in range(seeds)],
             "sizes": [sizes(it, seed) for seed in range(seeds)],
             "unseen": [unseen(it, seed) for seed in range(seeds)], "reference": len(it.seen) - count,
-            "seconds": round(time.perf_counter() - began), "machine": devices.machine(), "date": str(date.today()),
-            "versions": {"python": platform.python_version(), "dipddpm_jax": __version__, "jax": version("jax")}}
+            "seconds": round(time.perf_counter() - began), **records.provenance()}
 
 
 def cell(values: list, digits: int = 2) -> str:
@@ -208,9 +203,9 @@ def main() -> None:
     log = RESULTS / "judges.jsonl"
     for name in args.names or judges.SHIPPED:
         result = measure(name, args.count, args.seeds)
-        kept = [r for r in map(json.loads, log.read_text().splitlines()) if r["judge"] != name] if log.exists() else []
+        kept = [r for r in records.read_lines(log) if r["judge"] != name]
         results = sorted([*kept, result], key=lambda r: judges.SHIPPED.index(r["judge"]))
-        log.write_text("".join(json.dumps(r) + "\n" for r in results))
+        records.write_lines(log, results)
         text = [INTRO, *(line for r in results for line in page_of(r)), "Rebuilt by `python benchmarks/judges.py`.", ""]
         (RESULTS / "judges.md").write_text("\n".join(text))
         print("\n".join(page_of(result)))

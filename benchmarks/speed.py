@@ -7,13 +7,11 @@ not run here (no compiler, say) is named below the table. `--quick` runs fewer r
 """
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import DEVICE, JOBS, REPOSITORY, Case, How, finish
-from dipddpm_jax.devices import cores, machine, set_flags
+from dipddpm_jax import records
+from dipddpm_jax.devices import cores, set_flags
 
 RESULTS = REPOSITORY / "docs" / "results"
 
@@ -148,7 +147,7 @@ def short(results: list[dict]) -> str:
 def write(results: list[dict], out: Path) -> None:
     """speed.jsonl, speed.md, and the README's table if `out` is this repository's."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "speed.jsonl").write_text("".join(json.dumps(r) + "\n" for r in results))
+    records.write_lines(out / "speed.jsonl", results)
     (out / "speed.md").write_text(page(results))
     readme = REPOSITORY / "README.md"
     if out.resolve() == RESULTS and "<!-- speed -->" in readme.read_text():
@@ -178,20 +177,20 @@ def main() -> None:
     clock = time.process_time if args.cpu_time else time.perf_counter
     rounds = args.rounds or (3 if args.quick else 7)
     peak = ", ".join(f"{name} {rate:.0f}" for name, rate in matmul_peak(clock).items())
-    flags = {"quick": args.quick, "without torch.compile": args.no_compile, "TF32": args.tf32,
-             "processor seconds": args.cpu_time}
+    origin, flags = records.provenance(), {
+        "quick": args.quick, "without torch.compile": args.no_compile, "TF32": args.tf32,
+        "processor seconds": args.cpu_time}
     how = "".join(f"; {flag}" for flag, given in flags.items() if given)
-    where = f"{machine()}; jax {jax.__version__}, torch {torch.__version__}; {date.today()}{how}"
+    where = f"{origin['machine']}; jax {jax.__version__}, torch {torch.__version__}; {origin['date']}{how}"
     print(f"{where}; a matrix product of 2048, GFLOP/s: {peak}", flush=True)
-    log = args.out and args.out / "speed.jsonl"
-    results = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    results = records.read_lines(args.out / "speed.jsonl") if args.out else []
     for job in args.jobs:
         for case in JOBS[job](How(args.quick, not (args.quick or args.no_compile))):
             if not any(part in case.name for part in args.rows):
                 continue
             timings, failed = race(case, rounds if job != 6 else min(rounds, 3), clock)
             new = {"job": job, "name": case.name, "where": where, "rounds": rounds, "matmul": peak, "failed": failed,
-                   "timings": {name: timing._asdict() for name, timing in timings.items()}}
+                   "origin": origin, "timings": {name: timing._asdict() for name, timing in timings.items()}}
             print("\n".join(row(new)), *failed.items(), sep="\n", flush=True)
             results = sorted([r for r in results if r["name"] != case.name] + [new], key=lambda r: r["job"])
             if args.out:

@@ -1,6 +1,5 @@
 """Devices: the compilation cache, meshes, and several machines."""
 import os
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -155,13 +154,3 @@ def gradient_bytes(function: Callable[..., Any], *arguments: PyTree) -> int:
         return list({id(value): value for value in residuals}.values())  # one may be read at several places
 
     return tree_bytes(jax.eval_shape(pull_back, first, rest))
-
-
-def machine() -> str:
-    """What computes: the accelerator, or how many cores of which processor this process may use."""
-    if jax.default_backend() != "cpu":
-        return jax.devices()[0].device_kind
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
-        if cpu.exists() else [platform.processor()]
-    return f"{cores()} core{'s' * (cores() != 1)} of {(names or ['a CPU'])[0]}"

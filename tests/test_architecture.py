@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "convolution", "networks", "diffusion", "inverse", "dip", "hybrids"]
 # `config` is plain Python and imports only errors; what writes, reads or talks to other libraries may ask for it.
-SIDE_EFFECTS = ["config", "memory", "data", "checkpoints", "torch_weights", "devices", "plots", "judging", "commands",
-                "experiments", "__main__"]
+SIDE_EFFECTS = ["config", "memory", "records", "data", "checkpoints", "torch_weights", "devices", "plots", "judging",
+                "commands", "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "contextlib", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math",
            "numpy", "optax", "os", "types", "typing", "zlib"}

@@ -1,18 +1,14 @@
 """How good pictures are: drawn or read, judged beside real ones, and compared with those that the model was shown."""
-import json
 import os
-import platform
 import time
 import zipfile
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from dipddpm_jax import __version__, data, devices, plots
+from dipddpm_jax import data, devices, plots, records
 from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import model as model_module
 from dipddpm_jax.config.diffusion import TrainConfig
@@ -59,9 +55,8 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         if samples.images.shape == (len(samples.images), *train.images.shape[1:]):
             result["nearest"] = compare_nearest(samples.images, train.images, held.images, out / "nearest.png")
-        result |= {"machine": devices.machine(), "date": str(date.today()), "versions": {
-            "python": platform.python_version(), "dipddpm_jax": __version__, "jax": version("jax")}}
-        (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        result |= records.provenance(command.seed)
+        records.write_json(result, out / "evaluation.json")
         (out / "evaluation.md").write_text(text := page(result))
         write_samples(samples, None if command.samples else out / "samples.npz", command.png_folder)
     except OSError as error:

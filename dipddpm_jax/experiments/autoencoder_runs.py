@@ -14,13 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from dipddpm_jax import data, plots
+from dipddpm_jax import data, plots, records
 from dipddpm_jax.commands import fits
 from dipddpm_jax.data.pictures import kept
 from dipddpm_jax.diffusion import training
 from dipddpm_jax.experiments.tables import Measured
 from dipddpm_jax.hybrids import passes
-from dipddpm_jax.judging import judges, metrics
+from dipddpm_jax.judging import metrics
 from dipddpm_jax.networks import ResidualDenoiser, TwoConvs, residual_denoiser
 from dipddpm_jax.networks.layers import initial_variables
 
@@ -122,7 +122,7 @@ def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyT
 
     recipe = f"{rate} {batch} {epochs} {size!r}"
     name = f"report-003-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
-    stored = kept(judges.cache().parent / "runs" / name, recipe, make)
+    stored = kept(records.cache_folder() / "runs" / name, recipe, make)
     leaves, structure = jax.tree.flatten(states[0].params)
     params = jax.tree.unflatten(structure, [jnp.asarray(stored[f"{i}"]) for i in range(len(leaves))])
     return params, stored["losses"], float(stored["stuck"])

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from dipddpm_jax import data, devices, dip, plots
+from dipddpm_jax import data, devices, dip, plots, records
 from dipddpm_jax.data import pictures
 from dipddpm_jax.diffusion import denoisers, forward, samplers, schedules, training
 from dipddpm_jax.experiments import tables
@@ -149,7 +149,7 @@ def trained(size: Size, inside: bool) -> dict[str, np.ndarray]:
     """What `_train` gives, from the user's cache folder if it is there."""
     recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside}"
     name = f"report-001-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
-    return pictures.kept(judges.cache().parent / "runs" / name, recipe, lambda: _train(size, inside))
+    return pictures.kept(records.cache_folder() / "runs" / name, recipe, lambda: _train(size, inside))
 
 
 @functools.cache

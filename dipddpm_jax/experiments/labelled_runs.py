@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from dipddpm_jax import checkpoints, plots
+from dipddpm_jax import checkpoints, plots, records
 from dipddpm_jax.commands import label_accuracy, train
 from dipddpm_jax.commands.loop import Stopped
 from dipddpm_jax.commands.model import Model, draw, load_run
@@ -39,7 +39,7 @@ def trained(config: TrainConfig, keep_every: int) -> Path:
     """The run of a configuration in the user's cache folder: found there, gone on with, or begun."""
     config = replace(config, keep_every=keep_every)
     name = hashlib.sha256(json.dumps(saved.to_json(config)).encode()).hexdigest()[:12]
-    workdir = judges.cache().parent / "runs" / name
+    workdir = records.cache_folder() / "runs" / name
     options = RunOptions(workdir, resume=(workdir / "config.json").exists(), sample_every=0)
     if checkpoints.latest_step(workdir / "checkpoints") != config.steps:
         try:

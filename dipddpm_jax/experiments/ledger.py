@@ -1,23 +1,18 @@
 """results.jsonl: one line for every (row, seed) of a report. No line is computed twice, so that a table can be made row
 by row, and an interruption loses no line that was written."""
-import contextlib
 import hashlib
-import json
-import platform
 import re
 import sys
 import time
 from collections.abc import Sequence
-from datetime import date
 from fnmatch import fnmatch
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dipddpm_jax import __version__, devices, plots
+from dipddpm_jax import plots, records
 from dipddpm_jax.experiments.tables import Budget, Line, Measured, Report, Results, Row, Table, Together
 
 Cell = tuple[Table, Row, int]  # and a seed
@@ -31,15 +26,6 @@ def clock() -> float:
 def fingerprint(setting: Any, size: Any) -> str:
     """Of all that a line depends on besides its seed."""
     return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
-
-
-def read_lines(file: Path) -> list[Line]:
-    """All complete lines; one that an interruption cut short is left out."""
-    lines = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
 
 
 def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Line]) -> Results:
@@ -94,8 +80,7 @@ def _line(report: Report, cell: Cell, budget: Budget, measured: Measured, second
         "setting": fingerprint(row.setting, report.sizes[budget]),
         "numbers": {key: _number(value) for key, value in measured.numbers.items()},
         "curves": {name: [_number(value) for value in curve] for name, curve in measured.curves.items()},
-        "pictures": pictures, "seconds": round(seconds, 2), "machine": devices.machine(), "date": str(date.today()),
-        "versions": {"python": platform.python_version(), "jax": version("jax"), "dipddpm_jax": __version__}}
+        "pictures": pictures, "seconds": round(seconds, 2), **records.provenance(seed)}
 
 
 def chosen_rows(report: Report, patterns: Sequence[str]) -> list[tuple[Table, Row]]:
@@ -111,9 +96,7 @@ def complete(
     """Measures what results.jsonl lacks, seed by seed, what belongs together at once; begins nothing after so many
     minutes. True when all is there."""
     file, began = out / "results.jsonl", time.monotonic()
-    lines = read_lines(file)
-    if file.exists() and not file.read_bytes().endswith(b"\n"):
-        file.open("a").write("\n")
+    lines = records.read_lines(file)
     done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
     counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
     cells = [(table, row, seed) for seed in range(max(counts.values())) for table, row in chosen_rows(report, patterns)
@@ -124,8 +107,7 @@ def complete(
         group = _group(cells)
         cells = [cell for cell in cells if cell not in group]
         found = _measure(report, group, budget, out)
-        with file.open("a") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in found)
+        records.append_lines(file, found)
         for line in found:
             print(f"{report.name} {line['table']}/{line['row']}, seed {line['seed']}: {line['seconds']:.1f} s",
                   file=sys.stderr)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dipddpm_jax import plots
-from dipddpm_jax.experiments.ledger import read_lines, results_of
+from dipddpm_jax import plots, records
+from dipddpm_jax.experiments.ledger import results_of
 from dipddpm_jax.experiments.tables import (
     BUDGETS,
     Budget,
@@ -174,7 +174,7 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
 
 def write(reports: Sequence[Report], out: Path) -> None:
     """Writes REPORT.md of every report with results, and README.md."""
-    lines = read_lines(out / "results.jsonl")
+    lines = records.read_lines(out / "results.jsonl")
     for report in reports:
         if any(line["report"] == report.name for line in lines):
             (out / f"{report.name}.md").write_text(report_page(report, lines, out))

@@ -4,13 +4,9 @@ Their weights are .safetensors files with PyTorch's names, in half precision; wh
 accuracy on held-out pictures) was measured with these very weights by the command that wrote it.
 """
 import json
-import os
-import platform
 import shutil
 import time
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float64, Int, PyTree, UInt8
 from scipy.special import expit, softmax
 
-from dipddpm_jax import __version__, devices, torch_weights
+from dipddpm_jax import records, torch_weights
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.judging import metrics, train_judge
@@ -56,7 +52,7 @@ def path_of(name: str) -> Path:
 
 def cache() -> Path:
     """The user's cache folder for judges."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dipddpm_jax" / "judges"
+    return records.cache_folder() / "judges"
 
 
 def load(name: str, path: Path | None = None) -> Judge:
@@ -214,11 +210,10 @@ def build(command: Any) -> str:
         recipe.held.label_names, recipe.held.labels.ndim == 2)
     judge = judge._replace(accuracy=accuracy(judge, recipe.held.images, recipe.held.labels))
     save(judge, state, out, {
-        "data": recipe.held.name, "seed": command.seed, "held_out": len(recipe.held.images),
+        "data": recipe.held.name, "held_out": len(recipe.held.images),
         "pictures": recipe.passes * len(recipe.pool(command.seed, 0)[1]),
         "processor_seconds": round(time.process_time() - began),
-        "date": str(date.today()), "machine": devices.machine(), "versions": {
-            "python": platform.python_version(), "dipddpm_jax": __version__, "jax": version("jax")}})
+        **records.provenance(command.seed)})
     shutil.rmtree(directory, ignore_errors=True)
     return (f"{out}: accuracy {100 * judge.accuracy:.2f} % on {len(recipe.held.images)} held-out pictures of "
             f"{recipe.held.name}, seed {command.seed}")
@@ -232,6 +227,7 @@ def save(judge: Judge, state: dict[str, np.ndarray], path: Path, record: dict[st
               "image_shape": judge.image_shape, "label_names": judge.label_names, "accuracy": judge.accuracy, **record}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(safetensors.save(state, {"judge": json.dumps(record)}))  # save_file's is for its owner only
+        text = records.json_text(record)
+        path.write_bytes(safetensors.save(state, {"judge": text}))  # what save_file writes only its owner may read
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}); --out names another file") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from dipddpm_jax import records
 from dipddpm_jax.experiments import ledger, pages, tables
 from dipddpm_jax.experiments.tables import (
     Claim,
@@ -55,7 +56,7 @@ def make(values=(1.0, 3.0), fail_at=None, size=1.0):
 
 
 def lines(path):
-    return ledger.read_lines(path / "results.jsonl")
+    return records.read_lines(path / "results.jsonl")
 
 
 def test_nothing_is_measured_twice_and_an_interruption_loses_nothing(tmp_path):
@@ -70,7 +71,7 @@ def test_nothing_is_measured_twice_and_an_interruption_loses_nothing(tmp_path):
     assert calls == [(3.0, 1)]
     assert ledger.complete(report, "quick", tmp_path, seeds=3)
     assert calls == [(3.0, 1), (1.0, 2), (3.0, 2)]
-    known = ledger.results_of(report, report.tables[0], "quick", ledger.read_lines(tmp_path / "results.jsonl"))
+    known = ledger.results_of(report, report.tables[0], "quick", records.read_lines(tmp_path / "results.jsonl"))
     assert known.of("row 1", "psnr") == {0: 3.0, 1: 3.1, 2: 3.2}
     assert {"machine", "date", "versions", "seconds"} <= set(lines(tmp_path)[0])
 
@@ -99,7 +100,7 @@ def test_changed_settings_and_sizes_are_measured_again(tmp_path):
     report, calls = make(values=(1.0, 4.0), size=2.0)
     ledger.complete(report, "quick", tmp_path)
     assert len(calls) == 4
-    known = ledger.results_of(report, report.tables[0], "quick", ledger.read_lines(tmp_path / "results.jsonl"))
+    known = ledger.results_of(report, report.tables[0], "quick", records.read_lines(tmp_path / "results.jsonl"))
     assert known.mean("row 0", "psnr") == pytest.approx(2.05)
 
 
