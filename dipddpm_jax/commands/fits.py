@@ -114,7 +114,8 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
                 code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
                 held = None
                 if config.stop == "held-out":
-                    held = np.asarray(operators.random_mask(held_key, *y.shape[:2], held_out_share(y[..., 0].size)))
+                    known = np.ones_like(y) if given.known is None else given.known[i][inner]
+                    held = np.asarray(operators.held_out_mask(held_key, known, held_out_share(int(known.sum()))))
                 rows.append(DipProblem(
                     make_code(config, code_key, y, (height, width)), y,
                     None if given.clean is None else given.clean[i, top : top + height, left : left + width],

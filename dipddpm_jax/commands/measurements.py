@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image as Pillow
 
-from dipddpm_jax import dip
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.data.folder import picture_files
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
@@ -96,7 +95,7 @@ def operator(config: DipConfig, size: tuple[int, int]) -> operators.Operator:
     """What the task observes of a restored picture of this size."""
     if config.task == "superres":
         return operators.downsample(*size, config.factor)
-    return operators.blur(*size, config.blur) if config.task == "deblur" else dip.identity
+    return operators.blur(*size, config.blur) if config.task == "deblur" else operators.identity
 
 
 def degraded(config: DipConfig, names: tuple[str, ...], clean: Pictures) -> Measurements:

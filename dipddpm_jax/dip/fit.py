@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.convolution.cost import divisor
 from dipddpm_jax.dip.stopping import Evidence, Stopper, never
+from dipddpm_jax.inverse.operators import identity
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.types import Image
 
@@ -83,11 +84,6 @@ def meshgrid_code(height: int, width: int) -> Code:
     """x and y from 0 to 1: the code for large holes (Ulyanov et al. 2018, section 3.3). Sides must exceed 1."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return jnp.asarray(np.stack([x, y], -1), jnp.float32)
-
-
-def identity(output: Image) -> Image:
-    """Observes the picture itself: denoising, and inpainting with `known`."""
-    return output
 
 
 def squared_error(observed: Float[Array, "*n"], measurement: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -220,13 +216,13 @@ class Dip:
         average = jnp.where(state.step == 0, output, decay * state.average + (1 - decay) * output)
         sigma = jnp.zeros_like(loss) if problem.sigma is None else problem.sigma
         evidence = Evidence(output, average, loss, self._held_out(problem, average), sigma)
-        stop_state, verdict = self._rule(problem).update(state.stop_state, evidence)
+        stop_state, decision = self._rule(problem).update(state.stop_state, evidence)
         new = DipState(
             state.step + 1, optax.apply_updates(params, change), statistics, opt_state, code, average, accepted,
-            _where(verdict.keep, Kept(output, average, state.step), state.kept), verdict.stop, None, None)
+            _where(decision.keep, Kept(output, average, state.step), state.kept), decision.stop, None, None)
         # A stopped fit is frozen, but for its rule's state: nobody asks it again, and a ring of outputs is large.
         new = _where(state.stopped, state._replace(stop_state=None, key=None), new)
-        return new._replace(stop_state=stop_state, key=state.key), _curves(problem, state, evidence, verdict.score)
+        return new._replace(stop_state=stop_state, key=state.key), _curves(problem, state, evidence, decision.score)
 
     def advance(self, problem: DipProblem, state: DipState, num_steps: int) -> tuple[DipState, Curves]:
         """`num_steps` updates in one scan; the draw of an update depends on the fit's key and the step alone."""

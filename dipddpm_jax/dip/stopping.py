@@ -1,6 +1,6 @@
 """When to stop a DIP fit without the clean image: rules as pairs of pure functions.
 
-A rule sees an `Evidence` after every step, and answers with a `Verdict`. The clean image is not in its signature; the
+A rule sees an `Evidence` after every step, and answers with a `Decision`. The clean image is not in its signature; the
 two rules whose names begin with `oracle` get it when they are made, exist for study and parity only, and restore
 nothing that was not known before. All arrays live on the device, and `vmap` gives every fit a rule of its own.
 """
@@ -22,11 +22,11 @@ class Evidence(NamedTuple):
     output: Image
     average: Image  # exponential average of the outputs
     loss: Scalar  # mean squared misfit to the part of the measurement that is fitted
-    held_out: Scalar  # the average's misfit to the part that is kept back (0 when there is none)
-    sigma: Scalar  # standard deviation of the measurement's noise, known or estimated (0 when not given)
+    held_out: Scalar  # the average's misfit to the part that is kept back (0 when no rule needs it)
+    sigma: Scalar  # standard deviation of the measurement's noise, known or estimated (0 when no rule needs it)
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """Whether this output is the one to return so far, whether to stop, and the number that the rule watches."""
 
     keep: Bool[Array, ""]
@@ -39,12 +39,14 @@ def _forget(state: PyTree, fresh: PyTree) -> PyTree:
 
 
 class Stopper(NamedTuple):
-    """init(anchor) -> state, where anchor is a picture near the outputs; update(state, evidence) -> state, verdict;
-    restart(state, fresh) -> the state in which the next stage of a staged fit begins."""
+    """init(anchor) -> state, where anchor is a picture near the outputs; update(state, evidence) -> state, decision;
+    restart(state, fresh) -> the state in which the next stage of a staged fit begins. `needs` names the fields of a
+    DipProblem without which the rule has nothing to judge by: a fit whose problem lacks one is not started."""
 
     init: Callable[[Image], PyTree]
-    update: Callable[[PyTree, Evidence], tuple[PyTree, Verdict]]
+    update: Callable[[PyTree, Evidence], tuple[PyTree, Decision]]
     restart: Callable[[PyTree, PyTree], PyTree] = _forget
+    needs: tuple[str, ...] = ()
 
 
 class Lowest(NamedTuple):
@@ -58,26 +60,18 @@ def nothing_yet(dtype=jnp.float32) -> Lowest:
     return Lowest(jnp.asarray(jnp.inf, dtype), jnp.int32(0))
 
 
-def watch(lowest: Lowest, score: Scalar, patience: int) -> tuple[Lowest, Verdict]:
+def watch(lowest: Lowest, score: Scalar, patience: int) -> tuple[Lowest, Decision]:
     keep = (score < lowest.score) | jnp.isinf(lowest.score)  # until there is a score, the latest output is kept
     waited = jnp.where(keep, 0, lowest.waited + 1)
-    return Lowest(jnp.where(keep, score, lowest.score), waited), Verdict(keep, waited >= patience, score)
+    return Lowest(jnp.where(keep, score, lowest.score), waited), Decision(keep, waited >= patience, score)
 
 
 def never() -> Stopper:
     """Keeps the last output."""
     def update(state, evidence):
-        return state, Verdict(jnp.bool_(True), jnp.bool_(False), evidence.loss)
+        return state, Decision(jnp.bool_(True), jnp.bool_(False), evidence.loss)
 
     return Stopper(lambda anchor: (), update)
-
-
-def fixed(num_steps: int) -> Stopper:
-    """Stops after `num_steps` updates, and keeps the last output."""
-    def update(count, evidence):
-        return count + 1, Verdict(jnp.bool_(True), count + 1 >= num_steps, evidence.loss)
-
-    return Stopper(lambda anchor: jnp.int32(0), update)
 
 
 def patience(num_steps: int = 100, decay: float = 0.9) -> Stopper:
@@ -87,16 +81,17 @@ def patience(num_steps: int = 100, decay: float = 0.9) -> Stopper:
 
 def held_out(patience: int = 500, decay: float = 0.9) -> Stopper:
     """Lowest error of the AVERAGE on held-out pixels: their noise is independent of the fit, so that its expectation is
-    the error to the clean image there plus sigma^2 (cross-validation; Batson and Royer 2019, proposition 1)."""
-    return _smoothed(lambda evidence: evidence.held_out, patience, decay)
+    the error to the clean image there plus sigma^2 (cross-validation; Batson and Royer 2019, proposition 1).
+    Needs `DipProblem.held_out`, as `inverse.operators.held_out_mask` draws it."""
+    return _smoothed(lambda evidence: evidence.held_out, patience, decay)._replace(needs=("held_out",))
 
 
 def _smoothed(score: Callable[[Evidence], Scalar], patience: int, decay: float) -> Stopper:
     def update(state, evidence):
         count, mean, lowest = state
         mean = decay * mean + (1 - decay) * score(evidence)
-        lowest, verdict = watch(lowest, mean / (1 - decay ** (count + 1.0)), patience)
-        return (count + 1, mean, lowest), verdict
+        lowest, decision = watch(lowest, mean / (1 - decay ** (count + 1.0)), patience)
+        return (count + 1, mean, lowest), decision
 
     return Stopper(lambda anchor: (jnp.int32(0), jnp.zeros((), anchor.dtype), nothing_yet(anchor.dtype)), update)
 
@@ -158,8 +153,8 @@ def windowed_variance(window: int = 100, patience: int = 1000, pixels: int = 2**
 
     def update(state, evidence):
         state = push(state, subset(evidence.output))
-        lowest, verdict = watch(state.lowest, window_variance(state), patience)
-        return state._replace(lowest=lowest), verdict
+        lowest, decision = watch(state.lowest, window_variance(state), patience)
+        return state._replace(lowest=lowest), decision
 
     return Stopper(init, update)
 
@@ -174,18 +169,19 @@ def exponential_variance(decay: float = 0.9, patience: int = 1000) -> Stopper:
         off = evidence.output - mean
         variance = decay * (variance + (1 - decay) * jnp.mean(off * off))
         warm = count >= int(3 / (1 - decay))  # until then the variance still remembers the anchor
-        lowest, verdict = watch(lowest, jnp.where(warm, variance, jnp.inf), patience)
-        return (mean + (1 - decay) * off, variance, count + 1, lowest), verdict
+        lowest, decision = watch(lowest, jnp.where(warm, variance, jnp.inf), patience)
+        return (mean + (1 - decay) * off, variance, count + 1, lowest), decision
 
     return Stopper(init, update)
 
 
 def discrepancy(factor: float = 1.0, decay: float = 0.9) -> Stopper:
-    """Morozov's principle: stops when the smoothed misfit falls to factor * sigma^2, and keeps the last output."""
+    """Morozov's principle: stops when the smoothed misfit falls to factor * sigma^2, and keeps the last output.
+    Needs `DipProblem.sigma`, as `inverse.noise_level` estimates it."""
     def update(state, evidence):
         count, mean = state
         mean = decay * mean + (1 - decay) * evidence.loss
         misfit = mean / (1 - decay ** (count + 1.0))
-        return (count + 1, mean), Verdict(jnp.bool_(True), misfit <= factor * evidence.sigma**2, misfit)
+        return (count + 1, mean), Decision(jnp.bool_(True), misfit <= factor * evidence.sigma**2, misfit)
 
-    return Stopper(lambda anchor: (jnp.int32(0), jnp.zeros((), anchor.dtype)), update)
+    return Stopper(lambda anchor: (jnp.int32(0), jnp.zeros((), anchor.dtype)), update, needs=("sigma",))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from dipddpm_jax.dip.stopping import Scalar, Stopper, Verdict, nothing_yet, watch
+from dipddpm_jax.dip.stopping import Decision, Scalar, Stopper, nothing_yet, watch
 from dipddpm_jax.types import Image
 
 
@@ -15,7 +15,7 @@ def oracle(reference: Image, patience: int = 10**9) -> Stopper:
     def update(lowest, evidence):
         return watch(lowest, jnp.mean(jnp.square(evidence.output - reference)), patience)
 
-    return Stopper(lambda anchor: nothing_yet(anchor.dtype), update)
+    return Stopper(lambda anchor: nothing_yet(anchor.dtype), update, needs=("reference",))
 
 
 class CumulativePatience(NamedTuple):
@@ -40,12 +40,12 @@ def oracle_cumulative(reference: Image, num_steps: int, patience: int = 50, ever
         look = (state.count % every == 0) | (state.count == num_steps - 1)
         looked = jax.tree.map(lambda new, old: jnp.where(look, new, old), cumulative_miss(state, psnr), state)
         stop = look & (looked.misses >= patience)
-        return looked._replace(count=state.count + 1), Verdict(jnp.bool_(True), stop, -psnr)
+        return looked._replace(count=state.count + 1), Decision(jnp.bool_(True), stop, -psnr)
 
     def init(anchor):
         return CumulativePatience(jnp.int32(0), jnp.zeros((), anchor.dtype), jnp.int32(0))
 
-    return Stopper(init, update, restart=lambda state, fresh: fresh._replace(best=state.best))
+    return Stopper(init, update, lambda state, fresh: fresh._replace(best=state.best), ("reference",))
 
 
 class Runner(NamedTuple):
@@ -68,13 +68,13 @@ def race(rules: Mapping[str, Stopper]) -> Stopper:
         count, runners = state
         moved = {}
         for name, runner in runners.items():
-            inner, verdict = rules[name].update(runner.state, evidence)
+            inner, decision = rules[name].update(runner.state, evidence)
             running = runner.stopped_at < 0
-            keep = running & verdict.keep
+            keep = running & decision.keep
             kept = jax.tree.map(lambda new, old, keep=keep: jnp.where(keep, new, old),
                                 (evidence.output, evidence.average, count), runner[1:4])
-            moved[name] = Runner(inner, *kept, jnp.where(running & verdict.stop, count, runner.stopped_at))
+            moved[name] = Runner(inner, *kept, jnp.where(running & decision.stop, count, runner.stopped_at))
         done = jnp.all(jnp.stack([runner.stopped_at >= 0 for runner in moved.values()]))
-        return (count + 1, moved), Verdict(jnp.bool_(True), done, evidence.loss)
+        return (count + 1, moved), Decision(jnp.bool_(True), done, evidence.loss)
 
-    return Stopper(init, update)
+    return Stopper(init, update, needs=tuple(sorted({need for rule in rules.values() for need in rule.needs})))

@@ -1,9 +1,11 @@
-"""What is measured of a picture: operators that a fit observes its output through, and the noise that comes with them.
+"""What is measured of a picture: linear operators that a fit observes its output through, and masks of pixels.
 
-An operator is a function of one picture (h, w, c). Linear ones along rows and columns are two small matrices, so they
-are exact, fast, and differentiable everywhere. Values are in [0, 1]; `sigma` is in the same units.
+An operator A takes one picture (h, w, c). Those that filter rows and columns are two small matrices, y = R x C^T for
+every channel, so they are exact, fast, differentiable everywhere, and their adjoint is x = R^T y C. Values are in
+[0, 1].
 """
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,40 @@ from jaxtyping import Array, Float, Key
 
 from dipddpm_jax.types import Image
 
-Operator = Callable[[Image], Float[Array, "..."]]
+
+class Operator(NamedTuple):
+    """A linear operator A: `forward` (also by calling it) is A x, `adjoint` A^T y; <A x, y> = <x, A^T y>."""
+
+    forward: Callable[[Image], Float[Array, "..."]]
+    adjoint: Callable[[Float[Array, "..."]], Image]
+
+    def __call__(self, image: Image) -> Float[Array, "..."]:
+        return self.forward(image)
+
+
+def _same(image: Float[Array, "..."]) -> Float[Array, "..."]:
+    return image
+
+
+identity = Operator(_same, _same)
+"""Observes the picture itself: denoising, and inpainting with a mask of known pixels."""
 
 
 def random_mask(key: Key[Array, ""], height: int, width: int, known: float) -> Float[Array, "h w 1"]:
     """1 with probability `known`, else 0: the same pixels in all channels."""
     return jax.random.bernoulli(key, known, (height, width, 1)).astype(jnp.float32)
+
+
+def held_out_mask(key: Key[Array, ""], known: Float[Array, "h w _"], share: float) -> Float[Array, "h w 1"]:
+    """1 with probability `share` where all channels are `known` (not 0), else 0; for the stop rule `held_out`.
+
+    At least one known pixel is held out and at least one is left to the fit, if there are two. Without holes this is
+    `random_mask` of the same key.
+    """
+    known = jnp.all(known != 0, -1, keepdims=True)
+    draw = jax.random.uniform(key, known.shape)
+    lowest, highest = (extreme(jnp.where(known, draw, fill)) for extreme, fill in ((jnp.min, 2.0), (jnp.max, -1.0)))
+    return (known & ((draw < share) | (draw <= lowest)) & (draw < highest)).astype(jnp.float32)
 
 
 def filter_matrix(size: int, taps: Float[np.ndarray, "k"], stride: int = 1) -> Float[np.ndarray, "out size"]:
@@ -37,24 +67,37 @@ def filter_matrix(size: int, taps: Float[np.ndarray, "k"], stride: int = 1) -> F
 
 def separable(height: int, width: int, taps: Float[np.ndarray, "k"], stride: int = 1) -> Operator:
     """The operator that filters columns and rows of an h x w picture with `taps`."""
-    rows, columns = filter_matrix(height, taps, stride), filter_matrix(width, taps, stride)
+    matrices = filter_matrix(height, taps, stride), filter_matrix(width, taps, stride)
 
-    def operate(image: Image) -> Float[Array, "i j c"]:
-        return jnp.einsum("ih,jw,hwc->ijc", jnp.asarray(rows, image.dtype), jnp.asarray(columns, image.dtype), image)
+    def forward(image: Image) -> Float[Array, "i j c"]:
+        return jnp.einsum("ih,jw,hwc->ijc", *(jnp.asarray(matrix, image.dtype) for matrix in matrices), image)
 
-    return operate
+    def adjoint(measurement: Float[Array, "i j c"]) -> Image:
+        return jnp.einsum("ih,jw,ijc->hwc", *(jnp.asarray(m, measurement.dtype) for m in matrices), measurement)
+
+    return Operator(forward, adjoint)
 
 
-def lanczos2_taps(factor: int) -> Float[np.ndarray, "k"]:
-    """The 4 * factor taps of the DIP paper's downsampler (lanczos2, phase 0.5), summing to 1."""
-    x = (np.arange(4 * factor) + 0.5 - 2 * factor) / factor
+def lanczos2_taps(factor: int, count: int) -> Float[np.ndarray, "k"]:
+    """`count` taps of sinc(x) sinc(x / 2), |x| < 2, one output pixel being `factor` taps; symmetric, summing to 1."""
+    x = (np.arange(count) - (count - 1) / 2) / factor
     taps = np.sinc(x) * np.sinc(x / 2)
     return taps / taps.sum()
 
 
 def downsample(height: int, width: int, factor: int) -> Operator:
-    """Lanczos-2 downsampling (Ulyanov et al. 2018, super-resolution). ValueError unless `factor` divides both sides."""
-    return separable(height, width, lanczos2_taps(factor), factor)
+    """Lanczos-2 downsampling in which an output pixel is centred on the block of `factor` x `factor` pixels that it
+    stands for, for any factor. Raises ValueError unless `factor` divides both sides."""
+    return separable(height, width, lanczos2_taps(factor, 4 * factor - factor % 2), factor)
+
+
+def downsample_of_dip_authors(height: int, width: int, factor: int) -> Operator:
+    """Lanczos-2 downsampling as in the code of Ulyanov et al. 2018 (`lanczos2`, phase 0.5, 4 * factor taps).
+
+    Equal to `downsample` for even factors; for odd ones an output pixel lies half an input pixel below and right of
+    the centre of its block. For comparisons with their numbers. Raises ValueError unless `factor` divides both sides.
+    """
+    return separable(height, width, lanczos2_taps(factor, 4 * factor), factor)
 
 
 def blur(height: int, width: int, sigma: float) -> Operator:

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.data
 import skimage.restoration
+from PIL import Image as Pillow
 
 from dipddpm_jax.inverse import noise_level, noises, operators
 
@@ -21,17 +23,64 @@ def correlate(image, kernel, stride, pad):
     return np.einsum("ijcab,ab->ijc", windows, kernel)
 
 
-@pytest.mark.parametrize("factor", [2, 4, 8])
-def test_downsampling_is_the_dip_papers(factor):
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_downsampling_of_the_dip_authors_is_theirs(factor):
     taps = 4 * factor
     distance = np.abs(np.arange(1, taps + 1) + 0.5 - (taps + 2) / 2) / factor  # the paper's code, kernel_width taps + 1
     one = 2 * np.sin(np.pi * distance) * np.sin(np.pi * distance / 2) / (np.pi * distance) ** 2
     kernel = np.outer(one, one) / np.outer(one, one).sum()
-    image = picture()
+    width = 30 if factor == 3 else 32
+    image = picture(width=width)
     expected = correlate(image, kernel, factor, (taps - factor) // 2)
-    observed = operators.downsample(24, 32, factor)(jnp.asarray(image))
-    assert observed.shape == (24 // factor, 32 // factor, 3)
-    np.testing.assert_allclose(observed, expected, atol=1e-5)
+    observed = operators.downsample_of_dip_authors(24, width, factor)(jnp.asarray(image))
+    assert observed.shape == (24 // factor, width // factor, 3)
+    rows, columns = expected.shape[:2]  # for odd factors the last window would stick out of the padding
+    np.testing.assert_allclose(observed[:rows, :columns], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 7])
+def test_downsampling_keeps_straight_lines_and_their_places(factor):
+    """Pixel i of the result stands for the block i: on a ramp it is the ramp's value in the middle of the block."""
+    side = 9 * factor
+    rows, columns = np.mgrid[:side, :side]
+    image = ((rows + 2 * columns) / (3 * side))[..., None].astype(np.float32)
+    blocks = image.reshape(9, factor, 9, factor, 1).mean((1, 3))
+    inner = (slice(2, -2),) * 2  # the borders repeat outwards
+    np.testing.assert_allclose(operators.downsample(side, side, factor)(jnp.asarray(image))[inner], blocks[inner],
+                               atol=1e-6)
+    if factor % 2 == 0:
+        np.testing.assert_array_equal(operators.downsample(side, side, factor)(jnp.asarray(image)),
+                                      operators.downsample_of_dip_authors(side, side, factor)(jnp.asarray(image)))
+
+
+def test_downsampling_by_three_is_where_pillow_has_it():
+    side = 48
+    y, x = np.mgrid[:side, :side] / side
+    smooth = (0.5 + 0.3 * np.sin(9 * x) * np.cos(7 * y)).astype(np.float32)
+    theirs = np.asarray(Pillow.fromarray(smooth).resize((16, 16), Pillow.Resampling.LANCZOS))
+    ours = operators.downsample(side, side, 3)(jnp.asarray(smooth[..., None]))[..., 0]
+    np.testing.assert_allclose(ours[2:-2, 2:-2], theirs[2:-2, 2:-2], atol=5e-3)
+
+
+@pytest.mark.parametrize("operator, shape", [
+    (operators.identity, (12, 18, 2)), (operators.downsample(12, 18, 3), (4, 6, 2)),
+    (operators.downsample_of_dip_authors(12, 18, 3), (4, 6, 2)), (operators.blur(12, 18, 1.3), (12, 18, 2))])
+def test_adjoints(operator, shape):
+    """<A x, y> = <x, A^T y>."""
+    x, y = (jnp.asarray(picture(*sides, seed)) for seed, sides in enumerate([(12, 18, 2), shape]))
+    np.testing.assert_allclose(jnp.vdot(operator(x), y), jnp.vdot(x, operator.adjoint(y)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 16, 24 * 32])
+def test_held_out_pixels_are_known_and_leave_some(count):
+    known = np.zeros(24 * 32, np.float32)
+    known[np.random.default_rng(0).permutation(known.size)[:count]] = 1
+    known = known.reshape(24, 32, 1)
+    masks = np.stack([operators.held_out_mask(jax.random.key(seed), jnp.asarray(known), 0.1) for seed in range(20)])
+    assert np.all(masks <= known) and np.all(masks.sum((1, 2, 3)) >= 1)
+    assert np.all((known - masks).sum((1, 2, 3)) >= 1)
+    if count == known.size:
+        np.testing.assert_allclose(masks.mean(), 0.1, atol=0.01)
 
 
 def test_blur_is_a_gaussian_that_keeps_constants():
@@ -78,3 +127,37 @@ def test_sigma_is_estimated_as_scikit_image_does(shape, sigma):
     if importlib.util.find_spec("pywt"):  # scikit-image's own needs PyWavelets
         estimate = skimage.restoration.estimate_sigma(noisy, channel_axis=-1, average_sigmas=True)
         np.testing.assert_allclose(ours, estimate, rtol=1e-6)
+
+
+CAMERA = skimage.data.camera()[..., None] / 255
+
+
+@pytest.mark.parametrize("sigma, recorded", [
+    (5, (6.260701207867342, 6.264674874941453)), (10, (11.131885320203663, 11.137564064382772)),
+    (25, (25.531774788068876, 25.544171651753782))])
+def test_sigma_of_a_photograph_as_scikit_image_recorded_it(sigma, recorded):
+    """Recorded: skimage.restoration.estimate_sigma of version 0.26, whose PyWavelets may be absent here."""
+    noisy = CAMERA + sigma / 255 * np.random.default_rng(sigma).normal(size=CAMERA.shape)
+    np.testing.assert_allclose(255 * noise_level.estimate_sigma(noisy), recorded[0], rtol=1e-6)
+    half_black = np.concatenate([0 * noisy, noisy])  # scikit-image and we leave details out that are exactly 0
+    np.testing.assert_allclose(255 * noise_level.estimate_sigma(half_black), recorded[1], rtol=1e-6)
+    np.testing.assert_allclose(noise_level.estimate_sigma(half_black + 1), noise_level.estimate_sigma(half_black),
+                               rtol=1e-6)  # white is as flat as black
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.5, 0.2, 0.05])
+def test_holes_do_not_count_as_noise(keep):
+    rng = np.random.default_rng(0)
+    noisy = CAMERA + 25 / 255 * rng.normal(size=CAMERA.shape)
+    known = (rng.uniform(size=CAMERA.shape) < keep).astype(np.float32)
+    np.testing.assert_allclose(255 * noise_level.estimate_sigma(noisy, known), 25, rtol=0.1)
+    assert noise_level.estimate_sigma(noisy * known, known) == noise_level.estimate_sigma(noisy, known)
+    if keep == 0.5:  # what holes that were set to 0 were taken for
+        assert 255 * noise_level.estimate_sigma(noisy * known) > 50
+
+
+def test_the_level_of_nothing_is_zero():
+    black = np.zeros((16, 16, 3))
+    assert noise_level.estimate_sigma(black) == 0 and noise_level.estimate_sigma(black + 1) == 0
+    assert noise_level.estimate_sigma(CAMERA, np.zeros_like(CAMERA)) == 0
+    assert noise_level.estimate_sigma(CAMERA[:3, :2]) > 0  # smaller than a wavelet
