@@ -25,7 +25,7 @@ from dipddpm_jax.config import dip as dip_config
 from dipddpm_jax.config.dip import DipConfig, DipRun
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.convolution.cost import divisor
-from dipddpm_jax.data.pictures import read_picture
+from dipddpm_jax.data.pictures import read_picture, to_bytes
 from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
 from dipddpm_jax.errors import UserError
 
@@ -132,11 +132,6 @@ class DipJob:
             whole = to_bytes(join_tiles(tiles, fits.boxes, self.given.size))
             (self.workdir / "frames").mkdir(exist_ok=True)
             plots.picture(whole).save(self.workdir / "frames" / f"{step:07d}.png")  # a resumed run finds the first ones
-
-
-def to_bytes(images: np.ndarray) -> np.ndarray:
-    """[0, 1] to bytes, clipped and rounded."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
 def psnr_and_ssim(clean: np.ndarray, picture: np.ndarray) -> dict[str, float]:

@@ -17,8 +17,9 @@ import optax
 
 from dipddpm_jax import devices, plots
 from dipddpm_jax.commands import fits, loop, measurements
-from dipddpm_jax.commands.dip import psnr_and_ssim, to_bytes
+from dipddpm_jax.commands.dip import psnr_and_ssim
 from dipddpm_jax.config.dip import DipConfig, StagedConfig
+from dipddpm_jax.data.pictures import to_bytes
 from dipddpm_jax.dip import study
 from dipddpm_jax.dip.fit import Dip, DipProblem
 from dipddpm_jax.dip.staged import Stage, staged_fit

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps
 
 from dipddpm_jax.data import decoding
@@ -91,7 +91,7 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(to_bytes(values), 3 // values.shape[-1], -1)
 
 
-def to_bytes(values: Float32[np.ndarray, "*axes"]) -> UInt8[np.ndarray, "*axes"]:
+def to_bytes(values: Float[np.ndarray, "*axes"]) -> UInt8[np.ndarray, "*axes"]:
     """[0, 1] to 0..255, rounded; what lies outside is clipped."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
