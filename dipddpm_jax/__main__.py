@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             close = difflib.get_close_matches(words[0], COMMANDS, 1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(f"unknown command {words[0]!r}: {hint}Known are {', '.join(COMMANDS)}")
-    _, module, function = COMMANDS[words[0]]
-    getattr(import_module(f"dipddpm_jax.{module}"), function)(words[1:])
+        _, module, function = COMMANDS[words[0]]
+        getattr(import_module(f"dipddpm_jax.{module}"), function)(words[1:])
 
 
 if __name__ == "__main__":

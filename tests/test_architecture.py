@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "convolution", "networks", "diffusion", "inverse", "dip", "hybrids"]
 # `config` is plain Python and imports only errors; what writes, reads or talks to other libraries may ask for it.
-SIDE_EFFECTS = ["config", "memory", "records", "data", "checkpoints", "torch_weights", "devices", "plots", "judging",
-                "commands", "experiments", "__main__"]
+SIDE_EFFECTS = ["files", "config", "memory", "records", "data", "checkpoints", "torch_weights", "devices", "plots",
+                "judging", "commands", "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "contextlib", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math",
            "numpy", "optax", "os", "types", "typing", "zlib"}
@@ -56,8 +56,8 @@ def violations(layer: str, source: str) -> list[str]:
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-LIGHT = [PACKAGE / f"{name}.py" for name in ("__init__", "errors", "__main__", "commands/__init__", "commands/cli",
-                                             "commands/ends", "commands/evaluate", "commands/export",
+LIGHT = [PACKAGE / f"{name}.py" for name in ("__init__", "errors", "files", "__main__", "commands/__init__",
+                                             "commands/cli", "commands/ends", "commands/evaluate", "commands/export",
                                              "commands/judge")]
 LIGHT += sorted((PACKAGE / "config").glob("*.py"))  # read before the command line is parsed
 

@@ -1,13 +1,11 @@
 """Directories of runs: new ones, the log of numbers, and an end in good order when a signal comes."""
 import json
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dipddpm_jax.commands.ends import deferred as stop_signals  # noqa: F401
 from dipddpm_jax.errors import UserError
 
 
@@ -51,24 +49,3 @@ class Log:
         row = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}  # nan is not JSON
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM, to be looked at between chunks; a second Ctrl-C ends at once."""
-    received: list[int] = []
-
-    def receive(number, frame):
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        old = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        old = {}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -1,6 +1,5 @@
 """The host loop of training: data, checkpoints, progress, pictures, and a clean end whatever happens."""
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -12,8 +11,9 @@ from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, data, devices, plots
 from dipddpm_jax.commands import builders, sizes
-from dipddpm_jax.commands.loop import Log, Stopped, new_workdir, stop_signals
+from dipddpm_jax.commands.loop import Log, Stopped, stop_signals
 from dipddpm_jax.commands.model import Model, cycled_labels, draw
+from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config import ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.saved import Facts
@@ -225,18 +225,22 @@ def train(config: TrainConfig, run: RunOptions, preset: str) -> tuple[Path, Path
         sizes.check_training(config, Facts((config.image_size, config.image_size, 1)))
     held = load_data(config, run.data_dir)
     sizes.check_training(config, held.facts)
+    builders.make_network(config.network, held.facts, config.schedule.num_steps)  # these fail before
+    devices.make_mesh(run.devices, config.batch_size)  # anything is written
+    workdir = saved.newest_run() if run.resume and not run.workdir else run.workdir
+    if jax.process_index() and workdir:
+        return workdir, _train_in(workdir, config, run, preset, held)
+    with claimed_workdir(preset, workdir, run.resume) as workdir:
+        return workdir, _train_in(workdir, config, run, preset, held)
+
+
+def _train_in(workdir: Path, config: TrainConfig, run: RunOptions, preset: str, held: TrainingData) -> Path:
     if run.resume:
-        workdir = run.workdir or saved.newest_run()
         _, _, facts = saved.load(workdir / "config.json")
         if changed := saved.differences(facts, held.facts):
             raise UserError(f"--resume with other data than {workdir} was trained on: {'; '.join(changed)}")
-        trainer = Trainer(config, run, preset, workdir, held)
-    else:
-        builders.make_network(config.network, held.facts, config.schedule.num_steps)  # these fail before
-        devices.make_mesh(run.devices, config.batch_size)  # anything is written
-        workdir = new_workdir(preset, run.workdir) if jax.process_index() == 0 or not run.workdir else run.workdir
-        trainer = Trainer(config, replace(run, workdir=workdir), preset, workdir, held)
     if jax.process_index() == 0:
         saved.save(config, preset, held.facts, workdir / "config.json")
+    trainer = Trainer(config, run, preset, workdir, held)
     trainer.restore()
-    return workdir, trainer.train()
+    return trainer.train()

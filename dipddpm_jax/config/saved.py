@@ -9,6 +9,7 @@ from typing import Any
 
 from dipddpm_jax.config.diffusion import NETWORKS, TrainConfig
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import write_text
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
@@ -60,9 +61,9 @@ class Facts:
 
 
 def save(config: TrainConfig, preset: str, facts: Facts, path: Path) -> None:
-    """Writes config.json."""
+    """Writes config.json. Raises UserError when the disk does not let it."""
     record = {"preset": preset, "config": to_json(config), "data": to_json(facts)}
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def load(path: Path) -> tuple[str, TrainConfig, Facts]:
