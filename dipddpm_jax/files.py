@@ -16,12 +16,12 @@ _owned: set[Path] = set()  # a POSIX lock does not keep its own process out
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """Around whatever writes `path`: an OSError (disk full, read-only, no permission) becomes a UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}") from None
 
 
 @contextmanager
@@ -30,11 +30,14 @@ def complete_file(path: Path) -> Iterator[Path]:
 
     The file beside it has the same ending, by which libraries choose a format. Raises UserError where the disk does.
     """
-    part = path.with_name(f".part-{path.name}")
+    target = Path(path).resolve()  # a link stays a link
+    part = target.with_name(f".part-{target.name}")
     with writing(path):
         try:
             yield part
-            os.replace(part, path)
+            if target.exists():
+                os.chmod(part, target.stat().st_mode & 0o777)
+            os.replace(part, target)
         except BaseException:
             with suppress(OSError):
                 part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import write_text
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy")
 
@@ -100,37 +101,8 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Writes a file of strict JSON; it is there as a whole, or as it was before. Raises OSError."""
-    write_whole(path, json_text(value, 2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that whoever dies in between leaves the old one. Raises OSError."""
-    path = Path(path).resolve()  # a link stays a link
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@contextlib.contextmanager
-def writing(target: Path | str) -> Iterator[None]:
-    """Turns a full disk, a read-only folder and their like into a UserError of one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"cannot write to {target}: {reason}") from None
+    """Writes a file of strict JSON; it is there as a whole, or as it was before. Raises UserError."""
+    write_text(path, json_text(value, 2) + "\n")
 
 
 # --- result lines
@@ -173,8 +145,8 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces a file of result lines in one step. Raises OSError."""
-    write_whole(path, "".join(json_text(row) + "\n" for row in rows))
+    """Replaces a file of result lines in one step. Raises UserError."""
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def _raw_lines(path: Path) -> list[tuple[bytes, bool]]:

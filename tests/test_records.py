@@ -12,6 +12,7 @@ import pytest
 
 from dipddpm_jax import records
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import write_text, writing
 
 ROWS = [{"step": 1, "name": "é"}, {"step": 2, "inner": {"a": [1.5, None]}}, {"step": 3}]
 
@@ -71,10 +72,10 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_is_one_line(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
-        with pytest.raises(UserError, match="^cannot write to the results: File too large$"), \
-                records.writing("the results"):
+        with pytest.raises(UserError, match="^cannot write the results: File too large$"), \
+                writing("the results"):
             records.append_lines(file, [{"more": "x" * 100}])
-        with pytest.raises(OSError):
+        with pytest.raises(UserError, match="cannot write .*lines.jsonl: File too large"):
             records.write_lines(file, [{"more": "x" * 1000}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -100,10 +101,10 @@ def test_a_file_is_replaced_as_a_whole_and_keeps_its_mode_and_its_link(tmp_path)
     (tmp_path / "real.json").write_text("old")
     (tmp_path / "real.json").chmod(0o640)
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    records.write_whole(tmp_path / "link.json", "new")
+    write_text(tmp_path / "link.json", "new")
     assert (tmp_path / "link.json").is_symlink() and (tmp_path / "real.json").read_text() == "new"
     assert (tmp_path / "real.json").stat().st_mode & 0o777 == 0o640
-    records.write_whole(tmp_path / "fresh.json", "new")
+    write_text(tmp_path / "fresh.json", "new")
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "fresh.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(TypeError):
