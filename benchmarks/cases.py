@@ -272,7 +272,7 @@ def jax_fit(fit: Fit, units: int, stopper: stopping.Stopper | None = None, alone
     how = dip.Dip(fit.network, optax.adam(1e-2), stopper=stopper or stopping.never())
     problem, state = dip_start(fit, how, 0)
     length, calls = (1, units) if alone else (units, 1)
-    advance = jax.jit(how.advance_one, static_argnums=2, donate_argnums=1)
+    advance = jax.jit(partial(dip.advance_one, how), static_argnums=2, donate_argnums=1)
 
     def run():
         nonlocal state
@@ -287,7 +287,7 @@ def jax_fits(fit: Fit, count: int, all_at_once: bool) -> Run:
     how = dip.Dip(fit.network, optax.adam(1e-2))
     pairs = [dip_start(fit, how, seed) for seed in range(count)]
     problems, states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
-    many = jax.vmap(how.advance, (0, 0, None)) if all_at_once else how.advance_all
+    many = jax.vmap(how.advance, (0, 0, None)) if all_at_once else partial(dip.advance_all, how)
     advance = jax.jit(many, static_argnums=2, donate_argnums=1)
 
     def run():

@@ -35,7 +35,7 @@ def psnr(picture: np.ndarray, clean: np.ndarray) -> float:
 def ours(clean: np.ndarray, noisy: np.ndarray, widths: tuple[int, ...], num_steps: int, seeds: int) -> Curves:
     """Fits of this library."""
     side, channels = clean.shape[0], clean.shape[-1]
-    fit = dip.Dip(SkipNet(channels, widths, widths, (4,) * len(widths)), optax.adam(0.01), fall_back=5.0)
+    fit = dip.Dip(SkipNet(channels, widths, widths, (4,) * len(widths)), dip.backtracking(optax.adam(0.01)))
     advance, curves = jax.jit(partial(fit.advance, num_steps=num_steps)), []
     for seed in range(seeds):
         code_key, key = jax.random.split(jax.random.key(seed))

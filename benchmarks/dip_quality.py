@@ -114,9 +114,9 @@ def compute(c: Setting, minutes: float, file: Path) -> list[dict]:
     origin = records.provenance()
     where = f"{origin['machine']}, {origin['date']}"
     widths = (c.width,) * c.levels
-    fit = dip.Dip(SkipNet(1, widths, widths, (4,) * c.levels), optax.adam(c.learning_rate),
-                  stopper=study.race(rules(c)), fall_back=5.0)
-    advance = jax.jit(partial(fit.advance_all, num_steps=c.num_steps))
+    fit = dip.Dip(SkipNet(1, widths, widths, (4,) * c.levels), dip.backtracking(optax.adam(c.learning_rate)),
+                  stopper=study.race(rules(c)))
+    advance = jax.jit(partial(dip.advance_all, fit, num_steps=c.num_steps))
     began = time.monotonic()
     for picture, clean in clean_pictures(c).items():
         for sigma in c.sigmas:

@@ -8,6 +8,7 @@ import json
 import resource
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dipddpm_jax.config.dip import DipConfig, DipRun
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.convolution.cost import divisor
 from dipddpm_jax.data.pictures import read_picture, to_bytes
+from dipddpm_jax.dip.batches import advance_all
 from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
 from dipddpm_jax.errors import UserError
 
@@ -42,7 +44,7 @@ class Batch:
         self.compacts = compacts
         self.rows = np.arange(len(states.step))
         self.part = self.whole
-        self.run = jax.jit(fit.advance_all, static_argnums=2)
+        self.run = jax.jit(partial(advance_all, fit), static_argnums=2)
         self.compact()
 
     def states(self) -> DipState:

@@ -12,8 +12,8 @@ from dipddpm_jax import dip, networks
 from dipddpm_jax.commands import measurements, tiles
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
-from dipddpm_jax.dip import stopping, study
-from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
+from dipddpm_jax.dip import Dip, DipProblem, DipState, stopping, study
+from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.inverse import noises, operators
 
 OVERLAP = 64  # pixels that tiles share
@@ -34,7 +34,7 @@ class Fits(NamedTuple):
         return np.stack(joined).reshape(self.pictures, self.seeds, *joined[0].shape)
 
 
-def make_network(name: str, channels: int) -> nn.Module:
+def dip_network(name: str, channels: int) -> nn.Module:
     """The network of a name of DipConfig."""
     match name:
         case "skip":
@@ -51,44 +51,32 @@ def make_network(name: str, channels: int) -> nn.Module:
 
 
 def make_rule(config: DipConfig) -> stopping.Stopper:
-    """The stop rule of a name of DipConfig."""
-    match config.stop:
-        case "held-out":
-            return stopping.held_out(config.patience)
-        case "wmv":
-            return stopping.windowed_variance(config.window, config.patience)
-        case "emv":
-            return stopping.exponential_variance(patience=config.patience)
-        case "discrepancy":
-            return stopping.discrepancy()
-        case "patience":
-            return stopping.patience(config.patience)
-    return stopping.never()
+    """The stop rule of a name of DipConfig; that of "oracle", which sees the clean picture, is `study.oracle`."""
+    return stopping.RULES["never" if config.stop == "oracle" else config.stop](config.window, config.patience)
 
 
 def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
     """The fit that a configuration describes, for pictures (or tiles) of this size."""
-    rate = config.learning_rate or (0.001 if config.variant == "aseqdip" else 0.01)
-    schedule = rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps)
-    weight = config.weight
-    variant: dict[str, Any] = {
-        "plain": {},
-        "tv": {"penalty": dip.total_variation(0.02 if weight is None else weight)},
-        "self-guided": {"penalty": dip.autoencode(0.1 if weight is None else weight), "code_rate": 1.0, "draws": 2},
-        "aseqdip": {"penalty": dip.autoencode(1.0 if weight is None else weight), "refresh_code": 2},
-    }[config.variant]
+    variant = VARIANTS[config.variant]
+    rate = config.learning_rate or variant.learning_rate
+    adam = optax.adam(rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps))
     return Dip(
-        make_network(config.network, channels), optax.adam(schedule), measurements.operator(config, size),
-        make_rule(config), study.oracle if config.stop == "oracle" else None,
-        0.0 if config.variant == "aseqdip" else config.jitter,
-        misfit=noises.poisson_misfit(config.peak) if config.peak else dip.squared_error,
-        size=size, fall_back=config.fall_back, **variant)
+        dip_network(config.network, channels),
+        dip.backtracking(adam, config.fall_back) if config.fall_back else adam,
+        measurements.operator(config, size), make_rule(config), study.oracle if config.stop == "oracle" else None,
+        variant.code_rule(adam, config.jitter),
+        misfit=noises.poisson_misfit(config.peak) if config.peak else noises.squared_error,
+        penalty=variant.penalty(variant.weight if config.weight is None else config.weight), size=size)
 
 
-def make_code(config: DipConfig, key: Any, measurement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The network's input for one fit."""
-    if config.code == "image" or config.variant in ("self-guided", "aseqdip"):
-        return np.asarray(jax.image.resize(jnp.asarray(measurement), (*size, measurement.shape[-1]), "bilinear"))
+def make_code(
+    config: DipConfig, key: Any, measurement: np.ndarray, seen: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """The network's input for one fit. One that is made from the measurement holds nothing of the pixels that are not
+    `seen` (1 where known and not held out): a rule that judges by them must not find them in the input."""
+    if config.code == "image" or VARIANTS[config.variant].starts_from_measurement:
+        image = jnp.asarray(operators.filled(measurement, seen))
+        return np.asarray(jax.image.resize(image, (*size, measurement.shape[-1]), "bilinear"))
     if config.code == "meshgrid":
         return np.asarray(dip.meshgrid_code(*size))
     if config.network == "decoder":
@@ -112,14 +100,16 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
                 inner = (slice(top // scale, (top + height) // scale), slice(left // scale, (left + width) // scale))
                 y = given.measurements[i][inner]
                 code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
+                known = None if given.known is None else given.known[i][inner]
+                seen = np.ones((*y.shape[:2], 1), np.float32) if known is None else known
                 held = None
                 if config.stop == "held-out":
-                    known = np.ones_like(y) if given.known is None else given.known[i][inner]
-                    held = np.asarray(operators.held_out_mask(held_key, known, held_out_share(int(known.sum()))))
+                    held = np.asarray(operators.held_out_mask(held_key, seen, held_out_share(int(seen.sum()))))
+                    seen = seen * (1 - held)
                 rows.append(DipProblem(
-                    make_code(config, code_key, y, (height, width)), y,
+                    make_code(config, code_key, y, seen, (height, width)), y,
                     None if given.clean is None else given.clean[i, top : top + height, left : left + width],
-                    None if given.known is None else given.known[i][inner], held, given.sigma[i]))
+                    known, held, given.sigma[i]))
     return Fits(stack(rows), boxes, len(given.names), config.seeds)
 
 
@@ -131,12 +121,12 @@ def _key(config: DipConfig, *places: int) -> Any:
 
 
 def stack(trees: list[PyTree]) -> PyTree:
-    """A batch of them."""
+    """Trees of equal structure as one, with a new first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
 def take(tree: PyTree, rows: np.ndarray | int) -> PyTree:
-    """Some rows of a batch."""
+    """Some rows of a batch: the leaves of a tree along their first axis."""
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 

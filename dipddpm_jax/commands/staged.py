@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dipddpm_jax import devices, plots
+from dipddpm_jax import devices, dip, plots
 from dipddpm_jax.commands import fits, loop, measurements
 from dipddpm_jax.commands.dip import psnr_and_ssim
 from dipddpm_jax.config.dip import DipConfig, StagedConfig
@@ -39,11 +39,11 @@ def make_stages(config: StagedConfig, given: measurements.Measurements) -> list[
         draw = level * jax.random.normal(jax.random.fold_in(key, i), clean.shape)
         if config.stop == "oracle":
             rule = partial(study.oracle_cumulative, num_steps=num_steps, patience=config.patience)
-            fit = Dip(network, optax.adam(config.learning_rate), oracle=rule, code_jitter=0.0)
+            fit = Dip(network, optax.adam(config.learning_rate), oracle=rule, code_rule=dip.fixed(jitter=0.0))
             problem = DipProblem(jnp.clip(clean + draw, 0, 1), clean, clean)
         else:
             rule = fits.make_rule(DipConfig(stop=config.stop, patience=10 * config.patience))
-            fit = Dip(network, optax.adam(config.learning_rate), stopper=rule, code_jitter=0.0)
+            fit = Dip(network, optax.adam(config.learning_rate), stopper=rule, code_rule=dip.fixed(jitter=0.0))
             problem = DipProblem(measurement + draw, measurement, clean, sigma=given.sigma[0])
         stages.append(Stage(fit, problem, num_steps))
     return stages

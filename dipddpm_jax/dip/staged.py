@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 
+from dipddpm_jax.dip.batches import advance_all, advance_one
 from dipddpm_jax.dip.fit import Curves, Dip, DipProblem, DipState, Kept
 
 
@@ -44,9 +45,9 @@ def _through(
 
 @functools.lru_cache(maxsize=8)
 def _advance(fit: Dip, num_steps: int) -> Callable:
-    return jax.jit(functools.partial(fit.advance_one, num_steps=num_steps))
+    return jax.jit(functools.partial(advance_one, fit, num_steps=num_steps))
 
 
 @functools.lru_cache(maxsize=8)
 def _advance_all(fit: Dip, num_steps: int) -> Callable:
-    return jax.jit(functools.partial(fit.advance_all, num_steps=num_steps))
+    return jax.jit(functools.partial(advance_all, fit, num_steps=num_steps))

@@ -185,3 +185,13 @@ def discrepancy(factor: float = 1.0, decay: float = 0.9) -> Stopper:
         return (count + 1, mean), Decision(jnp.bool_(True), misfit <= factor * evidence.sigma**2, misfit)
 
     return Stopper(lambda anchor: (jnp.int32(0), jnp.zeros((), anchor.dtype)), update, needs=("sigma",))
+
+
+RULES: dict[str, Callable[[int, int], Stopper]] = {  # name on the command line -> rule of (window, patience)
+    "held-out": lambda window, patience: held_out(patience),
+    "wmv": windowed_variance,
+    "emv": lambda window, patience: exponential_variance(patience=patience),
+    "discrepancy": lambda window, patience: discrepancy(),
+    "patience": lambda window, num_steps: patience(num_steps),
+    "never": lambda window, patience: never(),
+}

@@ -69,7 +69,7 @@ def fitted_dip(seed: int) -> PyTree:
     five = pictures.square(digits.images[np.flatnonzero(digits.labels == 5)[0]], 32) / 255
     noise_key, code_key, key = jax.random.split(jax.random.key(seed), 3)
     target = noises.add_gaussian(noise_key, jnp.asarray(five, jnp.float32), 25 / 255)
-    fit = dip.Dip(SkipNet(), optax.adam(0.01), fall_back=5.0)
+    fit = dip.Dip(SkipNet(), dip.backtracking(optax.adam(0.01)))
     problem = dip.DipProblem(dip.noise_code(code_key, 32, 32, 1), target)
     state = jax.jit(functools.partial(fit.advance, num_steps=200))(problem, fit.init(problem, key))[0]
     return {"params": state.params, **state.statistics}

@@ -82,12 +82,12 @@ def ssim(clean: Image, output: Image) -> float:
 def _fit(widths: tuple[int, ...], num_steps: int, patience: int) -> dip.Dip:
     """The report's: towards the clean picture, stopped by the PSNR to it. One object a program."""
     rule = functools.partial(study.oracle_cumulative, num_steps=num_steps, patience=patience, every=EVERY)
-    return dip.Dip(ConvStack(widths), optax.adam(RATE), oracle=rule, code_jitter=0.0)
+    return dip.Dip(ConvStack(widths), optax.adam(RATE), oracle=rule, code_rule=dip.fixed(jitter=0.0))
 
 
 @functools.cache
 def _honest_fit(widths: tuple[int, ...]) -> dip.Dip:
-    return dip.Dip(ConvStack(widths), optax.adam(RATE), stopper=stopping.discrepancy(), code_jitter=0.0)
+    return dip.Dip(ConvStack(widths), optax.adam(RATE), stopper=stopping.discrepancy(), code_rule=dip.fixed(jitter=0.0))
 
 
 @functools.cache
@@ -212,7 +212,7 @@ def measure_honest(setting: Honest, size: Size, seed: int) -> Measured:
 def _dip_program(side: int, steps: int):
     width = min(128, side // 4)
     network = SkipNet(3, (width,) * 3, (width,) * 3, (4,) * 3)
-    fit = dip.Dip(network, optax.adam(0.01), stopper=stopping.held_out(300), fall_back=5.0)
+    fit = dip.Dip(network, dip.backtracking(optax.adam(0.01)), stopper=stopping.held_out(300))
     return fit, jax.jit(functools.partial(fit.advance, num_steps=steps))
 
 

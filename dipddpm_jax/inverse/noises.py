@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from dipddpm_jax.types import Image
 
@@ -16,6 +16,16 @@ def add_gaussian(key: Key[Array, ""], image: Image, sigma: float) -> Image:
 def add_poisson(key: Key[Array, ""], image: Image, peak: float) -> Image:
     """Photon counts of mean `peak` * image, divided by `peak` and clipped to [0, 1]."""
     return jnp.clip(jax.random.poisson(key, peak * image).astype(image.dtype) / peak, 0, 1)
+
+
+def squared_error(observed: Float[Array, "*n"], measurement: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The misfit of Gaussian noise, value by value."""
+    return jnp.square(observed - measurement)
+
+
+def psnr_of(error: Float[Array, ""]) -> Float[Array, ""]:
+    """PSNR in dB of a mean squared error, for pictures in [0, 1]."""
+    return -10 * jnp.log10(error)
 
 
 def poisson_misfit(peak: float) -> Callable[[Image, Image], Image]:

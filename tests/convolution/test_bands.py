@@ -9,7 +9,7 @@ import pytest
 
 from dipddpm_jax.convolution import bands as bands_module
 from dipddpm_jax.convolution.cpu import conv
-from dipddpm_jax.dip.fit import Dip, DipProblem
+from dipddpm_jax.dip import Dip, DipProblem, advance_all, advance_one
 from dipddpm_jax.networks import ConvStack, SkipNet
 from dipddpm_jax.networks.layers import double_size
 
@@ -71,15 +71,15 @@ def test_a_fit(network, monkeypatch):
     fit, key = Dip(network, optax.sgd(0.01)), jax.random.key(0)
     problem = DipProblem(normal(0, ROWS, 12, 5), jax.nn.sigmoid(normal(1, ROWS, 12, 3)))
     state = fit.init(problem, key)
-    program = jax.jit(fit.advance_one, static_argnums=2)
+    program = jax.jit(functools.partial(advance_one, fit), static_argnums=2)
     end, alone = program(problem, state, 3)
     assert len(end.average.devices()) == 1  # too small to be shared
     monkeypatch.setattr(bands_module, "LARGE", 1)
-    program = jax.jit(lambda *args: fit.advance_one(*args, 3)).lower(problem, state).compile()
+    program = jax.jit(lambda *args: advance_one(fit, *args, 3)).lower(problem, state).compile()
     assert "all-gather" not in program.as_text()
     end, shared = program(problem, state)
     assert len(end.average.devices()) == jax.local_device_count()
     np.testing.assert_allclose(shared["loss"], alone["loss"], rtol=2e-5)
     single = jax.tree.map(lambda leaf: leaf[None], (problem, state))
-    _, batch = jax.jit(lambda *args: fit.advance_all(*args, 3))(*single)
+    _, batch = jax.jit(lambda *args: advance_all(fit, *args, 3))(*single)
     np.testing.assert_allclose(batch["loss"][0], alone["loss"], rtol=2e-5)

@@ -10,9 +10,9 @@ import pytest
 from parity.files import golden
 
 from dipddpm_jax import dip
-from dipddpm_jax.dip import stopping
-from dipddpm_jax.dip.fit import Dip, DipProblem
-from dipddpm_jax.inverse import operators
+from dipddpm_jax.dip import Dip, DipProblem, stopping, study, variants
+from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse import noises, operators
 from dipddpm_jax.networks import ConvStack, SkipNet
 from dipddpm_jax.networks.deep_decoder import DeepDecoder
 
@@ -51,9 +51,9 @@ def test_a_fit_denoises():
     problem = a_problem(side=32)
     fit = Dip(SkipNet(channels=3, down=(8, 8), up=(8, 8), skip=(2, 2)), optax.adam(0.01), average_decay=0.95)
     state, curves = compiled(fit)(problem, fit.init(problem, jax.random.key(0)), 400)
-    noisy = dip.psnr_of(jnp.mean((problem.measurement - problem.reference) ** 2))
+    noisy = noises.psnr_of(jnp.mean((problem.measurement - problem.reference) ** 2))
     assert curves["psnr_average"][-1] > noisy + 4 and curves["loss"][-1] < curves["loss"][0] / 4
-    np.testing.assert_allclose(dip.psnr_of(jnp.mean((state.average - problem.reference) ** 2)),
+    np.testing.assert_allclose(noises.psnr_of(jnp.mean((state.average - problem.reference) ** 2)),
                                curves["psnr_average"][-1], rtol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_a_fit_denoises():
 def test_fits_in_a_batch_equal_single_fits(fitted, batch):
     problems, states, ends, curves = fitted
     advance = jax.vmap(partial(HOURGLASS.advance, num_steps=20)) if batch == "vmap" else partial(
-        HOURGLASS.advance_all, num_steps=20)
+        dip.advance_all, HOURGLASS, num_steps=20)
     state, curve = jax.jit(advance)(stack(problems), stack(states))
     for i in range(3):
         np.testing.assert_allclose(state.average[i], ends[i].average, atol=1e-4)
@@ -80,7 +80,8 @@ def test_chunks_add_up_bit_for_bit(fitted):
 
 def test_nothing_is_transferred_within_a_chunk_and_it_is_compiled_once():
     problem = a_problem(5)
-    fit = dataclasses.replace(SMALL, stopper=stopping.windowed_variance(5, 10), fall_back=5.0)
+    fit = dataclasses.replace(SMALL, stopper=stopping.windowed_variance(5, 10),
+                              optimizer=dip.backtracking(SMALL.optimizer))
     traces = []
 
     @partial(jax.jit, donate_argnums=1)
@@ -101,7 +102,8 @@ def test_a_stopped_fit_is_frozen_and_its_neighbour_is_not(batch):
     problems = stack([a_problem(0)._replace(sigma=jnp.float32(9.0)), a_problem(1)._replace(sigma=jnp.float32(0.0))])
     fit = dataclasses.replace(SMALL, stopper=stopping.discrepancy())
     states = stack([fit.init(jax.tree.map(lambda leaf, i=i: leaf[i], problems), jax.random.key(i)) for i in range(2)])
-    advance = jax.vmap(partial(fit.advance, num_steps=6)) if batch == "vmap" else partial(fit.advance_all, num_steps=6)
+    advance = jax.vmap(partial(fit.advance, num_steps=6)) if batch == "vmap" else partial(
+        dip.advance_all, fit, num_steps=6)
     advance = jax.jit(advance)
     first, curves = advance(problems, states)
     assert first.step.tolist() == [1, 6] and first.stopped.tolist() == [True, False]
@@ -153,7 +155,7 @@ def test_a_fit_observes_through_an_operator(observe):
 
 def loss_of(fit, problem, state, jitter):
     """The fitted loss, as the gradient step sees it."""
-    return fit._loss((state.params, state.code if fit.code_rate else None), problem, state, jitter)[0]
+    return fit._loss((state.params,), problem, state, jitter)[0]
 
 
 def test_penalties_are_their_equations():
@@ -163,7 +165,7 @@ def test_penalties_are_their_equations():
     np.testing.assert_allclose(dip.total_variation(0.3)(problem.measurement, problem.code), 0.3 * (rows + columns),
                                rtol=1e-5)
     for penalty in (dip.total_variation(0.3), dip.autoencode(2.0)):
-        fit = dataclasses.replace(SMALL, penalty=penalty, draws=3, code_jitter=0.1)
+        fit = dataclasses.replace(SMALL, penalty=penalty, code_rule=dip.fixed(0.1, draws=3))
         state = fit.init(problem, jax.random.key(0))
         jitter = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
         outputs = [SMALL.network.apply({"params": state.params, **state.statistics}, problem.code[None] + 0.1 * jitter,
@@ -175,12 +177,12 @@ def test_penalties_are_their_equations():
 
 def test_self_guided_learns_its_code_and_asedip_replaces_it():
     problem = a_problem(0)._replace(code=a_problem(0).measurement)
-    plain, guided = SMALL, dataclasses.replace(SMALL, penalty=dip.autoencode(1.0), code_rate=1.0, draws=2)
-    ends = [compiled(fit)(problem, fit.init(problem, jax.random.key(0)), 3)[0] for fit in (plain, guided)]
+    guided = dataclasses.replace(SMALL, penalty=dip.autoencode(1.0), code_rule=dip.learned(optax.adam(0.01)))
+    ends = [compiled(fit)(problem, fit.init(problem, jax.random.key(0)), 3)[0] for fit in (SMALL, guided)]
     np.testing.assert_array_equal(ends[0].code, problem.code)
     moved = np.abs(ends[1].code - problem.code)
     assert 0.005 < np.median(moved) < 0.031  # Adam: about 0.01 a step
-    sequential = dataclasses.replace(SMALL, penalty=dip.autoencode(1.0), refresh_code=2, code_jitter=0.0)
+    sequential = dataclasses.replace(SMALL, penalty=dip.autoencode(1.0), code_rule=dip.refreshed(2))
     start = sequential.init(problem, jax.random.key(0))
     after = [compiled(sequential)(problem, start, n)[0] for n in (1, 2, 3)]
     np.testing.assert_array_equal(after[0].code, problem.code)
@@ -212,21 +214,63 @@ def test_backtracking_as_recorded():
     last = jnp.float32(0)
     for i, psnr, fell, after in zip(*(file[f"backtrack/{k}"] for k in ("i_before", "psnr_noisy", "fell_back",
                                                                         "last_after"))):
-        falls, accept = dip.backtrack(jnp.int32(i), last, jnp.float32(psnr), 5.0)
+        falls, accept = variants.backtrack(jnp.int32(i), last, jnp.float32(psnr), 5.0)
         last = jnp.where(accept, psnr, last)
         assert bool(falls) == bool(fell) and float(last) == float(after)
 
 
 def test_backtracking_restores_parameters_but_applies_the_gradient():
-    fit = dataclasses.replace(SMALL, optimizer=optax.sgd(0.0), fall_back=5.0)
+    fit = dataclasses.replace(SMALL, optimizer=dip.backtracking(optax.sgd(0.0)))
     problem = a_problem(0)
     state = fit.init(problem, jax.random.key(0))
     good = jax.tree.map(lambda p: p + 1, state.params)
-    state = state._replace(accepted=dip.Accepted(jnp.int32(7), jnp.float32(40.0), good))
-    new, _ = fit.step(problem, state, jnp.zeros((1, *problem.code.shape)))
-    jax.tree.map(np.testing.assert_array_equal, new.params, good)  # a rate of 0: nothing else has moved them
-    assert new.accepted.count == 7 and new.accepted.psnr == 40 and new.step == 1
-    kept = fit.step(problem, state._replace(accepted=state.accepted._replace(psnr=jnp.float32(0.0))),
-                    jnp.zeros((1, *problem.code.shape)))[0]
-    jax.tree.map(np.testing.assert_array_equal, kept.accepted.params, state.params)
-    assert kept.accepted.count == 8
+
+    def after_a_psnr_of(psnr):
+        opt_state = variants.Accepted(jnp.int32(7), jnp.float32(psnr), good), state.opt_state[1]
+        return fit.step(problem, state._replace(opt_state=opt_state), jnp.zeros((1, *problem.code.shape)))[0]
+
+    new = after_a_psnr_of(40.0)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), new.params, good)  # at a rate of 0 nothing else moves
+    assert new.opt_state[0].count == 7 and new.opt_state[0].psnr == 40 and new.step == 1
+    kept = after_a_psnr_of(0.0)
+    jax.tree.map(np.testing.assert_array_equal, kept.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, kept.opt_state[0].params, state.params)
+    assert kept.opt_state[0].count == 8
+    moved = dataclasses.replace(fit, optimizer=dip.backtracking(optax.sgd(1.0)))
+    plain = dataclasses.replace(fit, optimizer=optax.sgd(1.0))
+    jitter = jnp.zeros((1, *problem.code.shape))
+    one, other = (f.step(problem, f.start(problem, {"params": state.params}, jax.random.key(0)), jitter)[0]
+                  for f in (moved, plain))  # the first step is at a multiple of 100: it never falls back
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+MASK = jnp.ones((16, 16, 1))
+
+
+@pytest.mark.parametrize("rule, wanting, says", [
+    (stopping.held_out(), {}, "held_out"),
+    (stopping.held_out(), {"known": MASK.at[0].set(0), "held_out": (0 * MASK).at[0].set(1)}, "no pixel that is known"),
+    (stopping.discrepancy(), {"sigma": None}, "sigma"),
+    (study.race({"a": stopping.never(), "b": stopping.held_out()}), {}, "held_out"),
+    (stopping.never(), {"known": 0 * MASK}, "nothing to fit"),
+    (stopping.held_out(), {"held_out": MASK}, "nothing to fit"),
+])
+def test_a_fit_whose_rule_has_nothing_to_judge_by_is_not_started(rule, wanting, says):
+    fit = dataclasses.replace(SMALL, stopper=rule)
+    with pytest.raises(UserError, match=says):
+        fit.init(a_problem()._replace(**wanting), jax.random.key(0))
+
+
+def test_an_oracle_needs_the_clean_picture():
+    with pytest.raises(UserError, match="reference"):
+        dataclasses.replace(SMALL, oracle=study.oracle).init(a_problem(reference=False), jax.random.key(0))
+
+
+def test_where_nothing_is_held_out_the_latest_output_is_kept():
+    """Masks that are traced cannot be looked into: a rule then waits for ever, and chooses nothing."""
+    fit = dataclasses.replace(SMALL, stopper=stopping.held_out(2))
+    problem = a_problem()._replace(held_out=0 * MASK)
+    start = dataclasses.replace(SMALL, stopper=stopping.never()).init(problem, jax.random.key(0))
+    begin = jax.jit(lambda problem: fit.start(problem, {"params": start.params}, jax.random.key(0)))(problem)
+    end, _ = compiled(fit)(problem, begin, 6)
+    assert not end.stopped and end.kept.step == 5

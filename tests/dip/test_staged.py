@@ -27,7 +27,7 @@ def test_the_original_as_recorded(name):
     steps = settings["epochs_per_stage"]
     rule = partial(study.oracle_cumulative, num_steps=steps, patience=settings["patience"],
                    every=settings["eval_every"])
-    fit = dip.Dip(network, optax.adam(settings["lr"]), oracle=rule, code_jitter=0.0)
+    fit = dip.Dip(network, optax.adam(settings["lr"]), oracle=rule, code_rule=dip.fixed(jitter=0.0))
     stages = [Stage(fit, dip.DipProblem(jnp.asarray(file[f"in/noisy{k}"]), target, target), steps)
               for k in range(len(settings["levels"]))]
     state, kept = staged_fit(stages, fit.start(stages[0].problem, variables, jax.random.key(0)))
@@ -46,7 +46,8 @@ def test_the_honest_version_sees_no_clean_picture():
     y, x = np.mgrid[:24, :24] / 24
     clean = np.stack([x, y, 0.5 + 0.4 * np.sin(6 * x)], -1).astype(np.float32)
     noisy = jnp.asarray(np.clip(clean + 0.1 * rng.normal(size=clean.shape), 0, 1), jnp.float32)
-    fit = dip.Dip(ConvStack((12, 12)), optax.adam(0.005), stopper=stopping.discrepancy(), code_jitter=0.0)
+    fit = dip.Dip(ConvStack((12, 12)), optax.adam(0.005), stopper=stopping.discrepancy(),
+                  code_rule=dip.fixed(jitter=0.0))
     stages = [Stage(fit, dip.DipProblem(noisy + level * jax.random.normal(jax.random.key(i), noisy.shape), noisy,
                                         sigma=jnp.float32(0.1)), 100) for i, level in enumerate((0.2, 0.1, 0.05))]
     state, kept = staged_fit(stages, fit.init(stages[0].problem, jax.random.key(0)))

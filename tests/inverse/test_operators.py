@@ -98,6 +98,19 @@ def test_sizes_that_do_not_divide_are_refused():
         operators.downsample(24, 30, 4)
 
 
+def test_holes_are_filled_from_their_rims_alone():
+    y, x = np.mgrid[:9, :9]
+    plane = (x + 2.0 * y)[..., None]
+    known = np.ones((9, 9, 1))
+    known[4, 4] = 0
+    np.testing.assert_allclose(operators.filled(np.where(known, plane, 99), known), plane)  # a plane is its own mean
+    known[2:7, 2:7] = 0
+    full = operators.filled(np.where(known, plane, np.nan), known)
+    np.testing.assert_allclose(full[known > 0], plane[known > 0])
+    np.testing.assert_allclose(full[4, 4], plane[4, 4])
+    assert np.isfinite(full).all() and np.array_equal(operators.filled(plane, 0 * known), 0 * plane)
+
+
 def test_noise_has_its_moments():
     grey = jnp.full((128, 128, 3), 0.5)
     gaussian = noises.add_gaussian(jax.random.key(0), grey, 0.1) - grey

@@ -12,7 +12,7 @@ from dipddpm_jax import dip, plots, torch_weights
 from dipddpm_jax.data.pictures import square
 from dipddpm_jax.diffusion import denoisers, samplers, schedules
 from dipddpm_jax.diffusion.forward import add_noise, prediction_of
-from dipddpm_jax.dip import study
+from dipddpm_jax.dip import study, variants
 from dipddpm_jax.hybrids import filtered_start
 from dipddpm_jax.hybrids.passes import repeated_passes
 from dipddpm_jax.judging import metrics
@@ -305,7 +305,8 @@ def check_001_dip_loop(g: Golden) -> None:
     with jax.enable_x64(True):
         code, target = g.images("in/net_input_saved"), g.images("in/img_noisy")
         variables = in_float64(weights(g, network, code))
-        fit = dip.Dip(network, optax.adam(c["lr"]), code_jitter=c["reg_noise_std"], average_decay=c["exp_weight"])
+        fit = dip.Dip(network, optax.adam(c["lr"]), code_rule=dip.fixed(c["reg_noise_std"]),
+                      average_decay=c["exp_weight"])
         problem = dip.DipProblem(code[0], target)
         state = fit.start(problem, variables, jax.random.key(0))
 
@@ -330,7 +331,7 @@ def check_loop_end(g: Golden, state: dip.DipState) -> None:
 
     after/ is the end of the chaotic float32 loop: its names and shapes are all that can be compared.
     """
-    moments = torch_weights.export_torch({"params": state.opt_state[0].nu[0]})
+    moments = torch_weights.export_torch({"params": state.opt_state[0].nu})
     params = torch_weights.export_torch({"params": state.params, **state.statistics})
     largest = max(v.max() for v in moments.values())
     noisy = {name for name, v in moments.items() if v.max() < 1e-20 * largest}
@@ -448,7 +449,7 @@ def fit_stages(g: Golden, noisy: list[np.ndarray], lengths: list[int]) -> tuple[
     """System 002 as a DIP whose code is the noisy picture and whose measurement is the clean one."""
     target, network = jnp.asarray(g["in/target"]), stack_of(g)
     variables = weights(g, network, target[None])
-    fit = dip.Dip(network, optax.adam(g.config["lr"]), code_jitter=0.0)
+    fit = dip.Dip(network, optax.adam(g.config["lr"]), code_rule=dip.fixed(jitter=0.0))
     clean = dip.DipProblem(target, target)
 
     def epoch(state, _):
@@ -622,7 +623,7 @@ def check_misc_rules(g: Golden) -> None:
 
     def rule(state, psnr):
         count, last = state
-        falls, accept = dip.backtrack(count, last, psnr, 5.0)
+        falls, accept = variants.backtrack(count, last, psnr, 5.0)
         new = count + ~falls, jnp.where(accept, psnr, last)
         return new, (count, falls, new[1])
 

@@ -1,0 +1,40 @@
+"""Fits in chunks, spread over the devices: rows of one large picture, or the fits of a batch."""
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from dipddpm_jax.convolution import bands
+from dipddpm_jax.convolution.cost import divisor
+from dipddpm_jax.dip.fit import Curves, Dip, DipProblem, DipState
+
+
+def advance_one(fit: Dip, problem: DipProblem, state: DipState, num_steps: int) -> tuple[DipState, Curves]:
+    """`advance` of a single fit, not for vmap: the devices of a CPU share the rows of a large picture."""
+    if not bands.pays(problem.code.shape):
+        return fit.advance(problem, state, num_steps)
+    with bands.shared():
+        return fit.advance(problem, state._replace(code=bands.banded(state.code)), num_steps)
+
+
+def advance_all(fit: Dip, problems: DipProblem, states: DipState, num_steps: int) -> tuple[DipState, Curves]:
+    """`advance` for a batch. On a CPU every device has its share, one fit after the other, and those that have
+    stopped cost nothing; elsewhere all at once, the stopped ones included."""
+    count = divisor(states.step.shape[0], jax.local_device_count())
+    one = partial(advance_one if count == 1 else Dip.advance, fit, num_steps=num_steps)
+    if jax.default_backend() != "cpu":
+        return jax.vmap(one)(problems, states)
+
+    def idle(problem, state):
+        shapes = jax.eval_shape(one, problem, state)[1]
+        return state, jax.tree.map(lambda curve: jnp.zeros(curve.shape, curve.dtype), shapes)
+
+    def share(problems, states):
+        return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
+
+    if count == 1:
+        return share(problems, states)
+    mesh, fits = Mesh(np.array(jax.local_devices()[:count]), ("fits",)), PartitionSpec("fits")
+    return jax.shard_map(share, mesh=mesh, in_specs=fits, out_specs=fits, check_vma=False)(problems, states)
