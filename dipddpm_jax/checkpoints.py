@@ -1,14 +1,18 @@
-"""Orbax checkpoints of a training state: the latest two and the best, written while training goes on.
+"""Orbax checkpoints of named trees of arrays: the latest two and the best, written while the computation goes on.
 
-Two items: `weights` (averaged parameters and frozen tables: all that sampling needs) and `train` (the rest). Each
-carries a checksum, because Orbax restores damaged bytes without complaint.
+A checkpoint holds items, {name: tree}: a training has `weights` (averaged parameters and frozen tables: all that
+sampling needs) and `train` (the rest), fits and judges have `train` alone. Each carries a checksum, because Orbax
+restores damaged bytes without complaint.
 """
 import contextlib
 import io
+import json
 import logging
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import jax
@@ -16,96 +20,171 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from dipddpm_jax.diffusion.training import TrainState
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import writing
 
 for name in ("absl", "asyncio"):  # what Orbax logs as an error, with pages of traceback, it raises too
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
+WORST = 1e30  # the loss of a checkpoint that has none
+OLD = ".old"  # where checkpoints are moved to before they are deleted, so that none is ever half there
+GLOBBED = frozenset("[]\\")  # Orbax looks for some files by patterns that begin with the folder's path
 
-def open_manager(directory: Path, read_only: bool = False, keep_every: int | None = None) -> ocp.CheckpointManager:
-    """Opens `directory`, creating it unless `read_only`; checkpoints of steps that `keep_every` divides all stay.
 
-    Raises UserError when there is nothing to read.
-    """
-    directory = Path(directory).resolve()  # Orbax wants absolute paths
-    if read_only and not directory.is_dir():
-        raise UserError(f"{directory.parent} holds no checkpoints: it is not the directory of a training run")
-    policies = ocp.checkpoint_managers
-    kept = [policies.EveryNSteps(keep_every)] if keep_every else []
-    options = dict(read_only=True, create=False) if read_only else dict(
-        cleanup_tmp_directories=True, best_fn=lambda m: m["loss"], best_mode="min",
-        # best_fn alone would drop the latest, the policy alone would forget the metrics: both are needed
-        preservation_policy=policies.AnyPreservationPolicy([*kept, policies.LatestN(2), policies.BestN(
-            get_metric_fn=lambda m: m["loss"], reverse=True, n=1)]))
+class Retention:
+    """Keeps the latest two and the best, every one of a step that `keep_every` divides, and a spare one (saved where a
+    run was interrupted) while it is the newest: a run that went on after it ends with the same checkpoints."""
+
+    def __init__(self, keep_every: int | None):
+        self.keep_every = keep_every
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Whether each, oldest first, is to stay (Orbax's PreservationPolicy)."""
+        regular = [c for c in checkpoints if not (c.metrics or {}).get("spare")]
+        judged = [c for c in regular if _loss(c) < WORST]
+        kept = {c.step for c in [*regular[-2:], *checkpoints[-1:], *sorted(judged, key=_loss)[:1]]}
+        return [c.step in kept or bool(self.keep_every and c.step % self.keep_every == 0) for c in checkpoints]
+
+
+def _loss(checkpoint: Any) -> float:
+    return (checkpoint.metrics or {}).get("loss", WORST)
+
+
+@contextlib.contextmanager
+def _plain(directory: Path) -> Iterator[Path]:
+    """The absolute path of `directory`, or a link to it where that has characters that Orbax takes for a pattern."""
+    directory = Path(directory).resolve()
+    if not GLOBBED & set(str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="dipddpm-jax-") as folder:
+        link = Path(folder) / "checkpoints"
+        if GLOBBED & set(str(link)):
+            raise UserError(f"checkpoints cannot lie in {directory}, nor temporary files in {folder}: neither path may "
+                            "contain [ ] or a backslash")
+        link.symlink_to(directory)
+        yield link
+
+
+def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
     handlers = dict(train=ocp.StandardCheckpointHandler(), weights=ocp.StandardCheckpointHandler(),
                     checksums=ocp.JsonCheckpointHandler())
     return ocp.CheckpointManager(directory, item_handlers=handlers, options=ocp.CheckpointManagerOptions(**options))
 
 
-def _items(state: TrainState) -> dict[str, PyTree]:
-    weights = {"params": state.ema_params, "collections": state.collections}
-    return {"weights": weights, "train": state._replace(ema_params={}, collections={})._asdict()}
+class Checkpoints:
+    """The checkpoints of one run, to be added to: `with Checkpoints(folder) as kept: kept.add(step, items, loss)`."""
+
+    def __init__(self, directory: Path, keep_every: int | None = None):
+        self.directory, self.proven = Path(directory), False
+        with contextlib.ExitStack() as opened, writing(directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            plain = opened.enter_context(_plain(self.directory))
+            self._sweep()
+            self.manager = _manager(
+                plain, cleanup_tmp_directories=True, todelete_subdir=OLD, preservation_policy=Retention(keep_every),
+                best_fn=_metric, best_mode="min")  # best_fn alone makes Orbax write the metrics
+            self.opened = opened.pop_all()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self.opened, contextlib.suppress(UserError) if kind else contextlib.nullcontext():
+            with self._writing():  # an error that is under way has said already what a full disk would say again
+                self.manager.close()
+            self._sweep()
+
+    def add(self, step: int, items: dict[str, PyTree], loss: float | None = None, spare: bool = False) -> None:
+        """Starts writing a checkpoint; the least `loss` is the best. `spare` ones go when the next one is complete.
+
+        The first one is waited for and read back. Raises UserError, naming the last complete one, if that fails.
+        """
+        self.wait()
+        sums = {name: _checksum(tree) for name, tree in items.items()}
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.directory).free
+        if 1.5 * size > free:  # files take more than their arrays, and an older checkpoint goes only after this one
+            raise UserError(f"no space left for a checkpoint in {self.directory}: it takes {size / 1e6:.1f} MB and "
+                            f"{free / 1e6:.1f} MB are free; {self._complete()}")
+        if step in self.manager.all_steps():
+            return
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        metrics = {"loss": loss if loss is not None and np.isfinite(loss) else WORST, **({"spare": 1} if spare else {})}
+        with self._writing():
+            self.manager.save(step, args=ocp.args.Composite(**args, checksums=ocp.args.JsonSave(sums)), metrics=metrics)
+        if not self.proven:
+            self.wait()
+            self._prove(step, items, sums)
+
+    def wait(self) -> None:
+        """Until all that was added is on disk. Raises UserError if it cannot be."""
+        with self._writing():
+            self.manager.wait_until_finished()
+        self._sweep()
+
+    def _prove(self, step: int, items: dict[str, PyTree], sums: dict[str, int | None]) -> None:
+        for name, tree in items.items():
+            template = jax.tree.map(lambda a: a if _is_key(a) else np.empty(a.shape, a.dtype), tree)
+            with self._writing(), _muted():
+                args = ocp.args.Composite(**{name: ocp.args.StandardRestore(template)})
+                found = self.manager.restore(step, args=args)[name]
+            if sums[name] is not None and _checksum(found) != sums[name]:
+                raise UserError(f"the checkpoint {self.directory / str(step)} cannot be read back as it was written: "
+                                "the disk is at fault; give a --workdir on another one")
+        self.proven = True
+
+    def _sweep(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / OLD, ignore_errors=True)
+            for step in _numbers(self.directory):  # half of a checkpoint, left by a deletion that was killed
+                if not _is_complete(self.directory / str(step)):
+                    (self.directory / str(step)).rename(self.directory / f"{step}.incomplete")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax wraps a full disk in several ways
+            raise UserError(f"cannot save a checkpoint in {self.directory}: {_first_line(error)}; {self._complete()}"
+                            ) from None
+
+    def _complete(self) -> str:
+        step = latest_step(self.directory)
+        return "none is complete yet" if step is None else f"the last complete one is step {step}"
+
+
+def _metric(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _checksum(tree: PyTree) -> int | None:
     """None when other machines hold a part."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-            return None
-        total = crc32(np.ascontiguousarray(leaf.addressable_data(0) if leaf.is_fully_replicated else leaf), total)
+        leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if isinstance(leaf, jax.Array):
+            if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+                return None
+            leaf = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+        total = crc32(np.ascontiguousarray(leaf), total)
     return total
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, loss: float) -> None:
-    """Starts writing step `state.step`; `loss` decides which one is the best. Raises UserError if it cannot."""
-    _save(manager, int(state.step), _items(state), loss)
-
-
-def save_tree(manager: ocp.CheckpointManager, step: int, tree: PyTree, loss: float) -> None:
-    """The same for any tree of arrays."""
-    _save(manager, step, {"train": _numbered(tree)}, loss)
-
-
-def restore_tree(directory: Path, template: PyTree) -> PyTree:
-    """The newest tree that `save_tree` wrote, with the structure of `template`."""
-    leaves = _restore(directory, {"train": _numbered(template)}, None)["train"]
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in sorted(leaves)])
-
-
-def _numbered(tree: PyTree) -> dict[str, PyTree]:
+def numbered(tree: PyTree) -> dict[str, PyTree]:
+    """The leaves of any tree under numbers, as an item: Orbax forgets the classes of some trees' nodes."""
     return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _save(manager: ocp.CheckpointManager, step: int, items: dict[str, PyTree], loss: float) -> None:
-    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    args["checksums"] = ocp.args.JsonSave({name: _checksum(tree) for name, tree in items.items()})
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
-    free = shutil.disk_usage(manager.directory).free
-    if 1.5 * size > free:  # files take more than their arrays, and an older checkpoint goes only after this one
-        raise UserError(f"no space left for a checkpoint in {manager.directory}: it takes {size / 1e6:.1f} MB and "
-                        f"{free / 1e6:.1f} MB are free; the last complete one is step {manager.latest_step()}")
-    with _writing(manager):
-        if step not in manager.all_steps():
-            manager.save(step, args=ocp.args.Composite(**args), metrics={"loss": loss if np.isfinite(loss) else 1e30})
-
-
-def wait(manager: ocp.CheckpointManager) -> None:
-    """Until everything that was saved is on disk. Raises UserError if it cannot be."""
-    with _writing(manager):
-        manager.wait_until_finished()
-
-
-@contextlib.contextmanager
-def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Orbax wraps a full disk in several ways
-        raise UserError(f"cannot save a checkpoint in {manager.directory}: {_first_line(error)}; "
-                        f"the last complete one is step {manager.latest_step()}") from None
+def unnumbered(item: dict[str, PyTree], template: PyTree) -> PyTree:
+    """The inverse of `numbered`, with the structure of `template`."""
+    return jax.tree.unflatten(jax.tree.structure(template), [item[name] for name in sorted(item)])
 
 
 def _first_line(error: BaseException) -> str:
@@ -115,9 +194,27 @@ def _first_line(error: BaseException) -> str:
     return "No space left on device" if "No space left" in text else text[:200]
 
 
+def _numbers(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in Path(directory).glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether everything that Orbax wrote to a checkpoint's folder is still there (its bytes are not looked at)."""
+    try:
+        names = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+        for name in names:
+            files = {path.name for path in (folder / name).iterdir()}
+            arrays = name in ("train", "weights")
+            if not ({"_METADATA", "manifest.ocdbt"} <= files if arrays else files & {"metadata", "metrics"}):
+                return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
 def steps(directory: Path) -> list[int]:
     """The complete checkpoints, oldest first."""
-    return sorted(ocp.utils.checkpoint_steps(Path(directory).resolve())) if Path(directory).is_dir() else []
+    return [step for step in _numbers(directory) if _is_complete(Path(directory) / str(step))]
 
 
 def latest_step(directory: Path) -> int | None:
@@ -125,36 +222,37 @@ def latest_step(directory: Path) -> int | None:
     return max(steps(directory), default=None)
 
 
-def restore(directory: Path, template: TrainState, step: int | None = None) -> TrainState:
-    """The newest (or the given) state, with the structure, dtypes and shardings of the abstract `template`."""
-    parts = _restore(directory, _items(template), step)
-    return TrainState(**{**parts["train"], "ema_params": parts["weights"]["params"],
-                         "collections": parts["weights"]["collections"]})
-
-
 def restore_weights(directory: Path, params: PyTree, collections: PyTree, step: int | None = None) -> PyTree:
     """{"params": averaged parameters, **collections}, with the structure of the abstract arguments."""
-    part = _restore(directory, {"weights": {"params": params, "collections": collections}}, step)["weights"]
+    items = {"weights": {"params": params, "collections": collections}}
+    part = read_checkpoint(directory, items, step)["weights"]
     return {"params": part["params"], **part["collections"]}
 
 
-def _restore(directory: Path, items: dict[str, PyTree], step: int | None) -> dict[str, PyTree]:
-    directory = Path(directory).resolve()
-    with open_manager(directory, read_only=True) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            steps = f"steps {', '.join(map(str, manager.all_steps()))}" if manager.all_steps() else "no complete one"
-            raise UserError(f"no checkpoint {'' if step is None else f'of step {step} '}in {directory}: it has {steps}")
-        hint = f"checkpoint {directory / str(step)} is damaged ({{}}); delete that folder to use an older one"
-        try:
-            with _muted():
-                _preflight(manager.item_metadata(step), items, directory / str(step))
-                args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
-                restored = manager.restore(step, args=ocp.args.Composite(**args, checksums=ocp.args.JsonRestore()))
-        except UserError:
-            raise
-        except Exception as error:  # whatever Orbax and TensorStore say about broken files
-            raise UserError(hint.format(_first_line(error))) from None
+def read_checkpoint(directory: Path, items: dict[str, PyTree], step: int | None = None) -> dict[str, PyTree]:
+    """Items of the newest (or the given) checkpoint, with the structure, dtypes and shardings of the (abstract)
+    `items`. Raises UserError when there is none, or a damaged one, or one of another network."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory.parent} holds no checkpoints: it is not the directory of a training run")
+    known = steps(directory)
+    step = max(known, default=None) if step is None else step
+    if step is None or step not in known:
+        found = f"steps {', '.join(map(str, known))}" if known else "no complete one"
+        raise UserError(f"no checkpoint {'' if step is None else f'of step {step} '}in {directory}: it has {found}")
+    path, others = directory / str(step), ", ".join(str(other) for other in known if other != step)
+    hint = f"checkpoint {path} is damaged ({{}}); " + (
+        f"there are others: step {others}; to go on from one of those, move this folder elsewhere" if others else
+        "it is the only one: copy it before anything else is tried")
+    try:
+        with _plain(directory) as plain, _muted(), _manager(plain, read_only=True, create=False) as manager:
+            _preflight(manager.item_metadata(step), items, path, hint)
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+            restored = manager.restore(step, args=ocp.args.Composite(**args, checksums=ocp.args.JsonRestore()))
+    except UserError:
+        raise
+    except Exception as error:  # whatever Orbax and TensorStore say about broken files
+        raise UserError(hint.format(_first_line(error))) from None
     for name in items:
         wanted, found = (restored["checksums"] or {}).get(name), _checksum(restored[name])
         if wanted is not None and found is not None and wanted != found:
@@ -162,10 +260,9 @@ def _restore(directory: Path, items: dict[str, PyTree], step: int | None) -> dic
     return {name: restored[name] for name in items}
 
 
-def _preflight(metadata: PyTree, items: dict[str, PyTree], path: Path) -> None:
+def _preflight(metadata: PyTree, items: dict[str, PyTree], path: Path, hint: str) -> None:
     def shape(leaf: PyTree) -> tuple[int, ...]:  # an abstract array, or what Orbax tells of a stored one
-        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # stored as the numbers it is made of
-        return tuple(jax.eval_shape(jax.random.key_data, leaf).shape if key else leaf.shape)
+        return tuple(jax.eval_shape(jax.random.key_data, leaf).shape if _is_key(leaf) else leaf.shape)
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -176,7 +273,7 @@ def _preflight(metadata: PyTree, items: dict[str, PyTree], path: Path) -> None:
     for name, tree in items.items():
         stored = metadata[name]
         if stored is None:
-            raise UserError(f"checkpoint {path} is damaged (it has no {name}); delete that folder to use an older one")
+            raise UserError(hint.format(f"it has no {name}"))
         have, want = shapes(getattr(stored, "tree", stored)), shapes(tree)
         wrong = [f"{k}: {have.get(k, 'missing')} stored, {want.get(k, 'none')} wanted"
                  for k in {**want, **have} if have.get(k) != want.get(k)]
@@ -190,3 +287,23 @@ def _muted() -> Iterator[None]:
     """Keeps the hundreds of lines that a failing restore writes to stderr from the user."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+# --- until commands/dip uses commands/loop
+
+open_manager = Checkpoints
+
+
+def save_tree(manager: Checkpoints, step: int, tree: PyTree, loss: float) -> None:
+    """Adds any tree as the item "train"."""
+    manager.add(step, {"train": numbered(tree)}, loss)
+
+
+def restore_tree(directory: Path, template: PyTree) -> PyTree:
+    """The newest tree that `save_tree` wrote."""
+    return unnumbered(read_checkpoint(directory, {"train": numbered(template)})["train"], template)
+
+
+def wait(manager: Checkpoints) -> None:
+    """Until all is on disk."""
+    manager.wait()

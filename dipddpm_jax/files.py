@@ -25,7 +25,7 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
+def complete_file(path: Path, parents: bool = False) -> Iterator[Path]:
     """A path to write to instead of `path`, which it replaces at the end of the block: `path` is never half written.
 
     The file beside it has the same ending, by which libraries choose a format. Raises UserError where the disk does.
@@ -33,6 +33,8 @@ def complete_file(path: Path) -> Iterator[Path]:
     target = Path(path).resolve()  # a link stays a link
     part = target.with_name(f".part-{target.name}")
     with writing(path):
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
             if target.exists():

@@ -186,13 +186,9 @@ def _train(argv: list[str]) -> None:
     if command.run.resume:
         preset, command = _resumed(preset if named else None, args, command.run)
 
-    from dipddpm_jax.commands import loop, train
+    from dipddpm_jax.commands.train import train_model
 
-    try:
-        workdir, picture = train.train(command.config, command.run, preset)
-    except loop.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        raise SystemExit(stopped.code) from None
+    workdir, picture = train_model(command.config, command.run, preset)
     if command.run.process_id in (None, 0):
         print(f"Samples: {picture}\nNext: python sample.py {workdir}")
 

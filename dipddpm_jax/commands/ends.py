@@ -19,6 +19,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
+class Stopped(Exception):
+    """A computation ended early on purpose, after saving; `code` is the exit status."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 class Signals:
     """The SIGINT and SIGTERM that this command has got; `deferrals` counts the loops that look for them."""
 
@@ -40,6 +48,8 @@ def guarded(interrupted: str = "interrupted") -> Iterator[None]:
             sys.stdout.flush()
         except UserError as error:
             _leave(f"error: {error}", 2)
+        except Stopped as stopped:
+            _leave(str(stopped), stopped.code)
         except KeyboardInterrupt as stopped:
             _leave(interrupted, 128 + (stopped.args or [signal.SIGINT])[0])
         except BrokenPipeError:  # whoever read our output has enough

@@ -43,7 +43,7 @@ def trained(config: TrainConfig, keep_every: int) -> Path:
     options = RunOptions(workdir, resume=(workdir / "config.json").exists(), sample_every=0)
     if checkpoints.latest_step(workdir / "checkpoints") != config.steps:
         try:
-            train.train(config, options, "experiment")
+            train.train_model(config, options, "experiment")
         except Stopped as stopped:  # it is saved, and goes on when called again
             raise KeyboardInterrupt(str(stopped)) from None
     return workdir

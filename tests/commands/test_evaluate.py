@@ -11,7 +11,8 @@ from PIL import Image
 
 from dipddpm_jax import checkpoints, data
 from dipddpm_jax.commands import builders, evaluate, evaluation
-from dipddpm_jax.commands.train import load_data
+from dipddpm_jax.commands.train import checkpoint_items
+from dipddpm_jax.commands.training_data import load_training_data
 from dipddpm_jax.config.diffusion import ScheduleConfig, TrainConfig, UNet
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts, save
@@ -26,11 +27,10 @@ CONFIG = TrainConfig(UNet(width=8, multipliers=(1,), attention_size=0), Schedule
 def run(tmp_path_factory):
     """A run of no steps: its pictures are noise."""
     workdir = tmp_path_factory.mktemp("evaluate") / "run"
-    facts = load_data(CONFIG, None).facts
+    facts = load_training_data(CONFIG, None).facts
     state = builders.make_state(CONFIG, builders.make_network(CONFIG.network, facts, 20), facts)
-    with checkpoints.open_manager(workdir / "checkpoints") as manager:
-        checkpoints.save(manager, state, 1.0)
-        checkpoints.wait(manager)
+    with checkpoints.Checkpoints(workdir / "checkpoints") as kept:
+        kept.add(0, checkpoint_items(state))
     save(CONFIG, "unet", facts, workdir / "config.json")
     return workdir
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dipddpm_jax import checkpoints, data
 from dipddpm_jax.__main__ import main
-from dipddpm_jax.commands import builders, cli, label_accuracy, sample, train
+from dipddpm_jax.commands import builders, cli, label_accuracy, sample, train, training_data
 from dipddpm_jax.commands import model as model_module
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import ScheduleConfig, UNet
@@ -100,21 +100,21 @@ def test_pictures_with_a_combination_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "NUM_PICTURES", {"train": 3000, "test": 8})
     monkeypatch.setattr(scenes, "render", lambda labels, rng: np.zeros((len(labels), 2, 2, 3), np.uint8))
     every = data.load("scenes", "train", tmp_path)
-    kept = train.without(every, (PAIR, "gray cube"))
+    kept = training_data.without(every, (PAIR, "gray cube"))
     names = [{scenes.OBJECTS[k] for k in np.flatnonzero(row)} for row in kept.labels]
     assert not any({"red cube", "blue sphere"} <= shown or "gray cube" in shown for shown in names)
     assert any("red cube" in shown for shown in names) and any("blue sphere" in shown for shown in names)
     wanted = sum(not ({"red cube", "blue sphere"} <= shown or "gray cube" in shown) for shown in
                  ({scenes.OBJECTS[k] for k in np.flatnonzero(row)} for row in every.labels))
     assert len(kept.images) == len(names) == wanted < 3000
-    assert train.without(every, ()) is every
+    assert training_data.without(every, ()) is every
     for groups, line in [(("red kube",), "--without.*did you mean 'red cube'"), (("",), "unknown label ''"),
                          (("red cube,red cube",), "given twice"), (scenes.OBJECTS, "leaves no pictures")]:
         with pytest.raises(UserError, match=line) as raised:
-            train.without(every, groups)
+            training_data.without(every, groups)
         assert len(str(raised.value).splitlines()) == 1
     with pytest.raises(UserError, match="do not have several labels"):
-        train.without(data.Dataset(every.images, np.zeros(3000, np.int32), ("a",), "mnist"), (PAIR,))
+        training_data.without(data.Dataset(every.images, np.zeros(3000, np.int32), ("a",), "mnist"), (PAIR,))
 
 
 TINY = ["--network.width", "8", "--network.multipliers", "1", "--network.attention-size", "0", "--steps", "4",
@@ -270,11 +270,11 @@ def test_a_run_of_an_experiment_is_found_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(judges, "cache", lambda: tmp_path / "judges")
     config = saved.load(run / "config.json")[1]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", lambda config, options, preset: options.workdir.mkdir(parents=True))
+        patch.setattr(train, "train_model", lambda config, options, preset: options.workdir.mkdir(parents=True))
         workdir = labelled_runs.trained(config, 1)
     workdir.rmdir()
     shutil.copytree(run, workdir)
-    monkeypatch.setattr(train, "train", None)
+    monkeypatch.setattr(train, "train_model", None)
     assert labelled_runs.trained(config, 1) == workdir
     with pytest.raises(TypeError):
         labelled_runs.trained(replace(config, seed=1), 1)
