@@ -83,7 +83,7 @@ class Checkpoints:
             self._sweep()
             self.manager = _manager(
                 plain, cleanup_tmp_directories=True, todelete_subdir=OLD, preservation_policy=Retention(keep_every),
-                best_fn=_metric, best_mode="min")  # best_fn alone makes Orbax write the metrics
+                best_fn=lambda metrics: metrics["loss"], best_mode="min")  # best_fn alone makes Orbax write the metrics
             self.opened = opened.pop_all()
 
     def __enter__(self) -> "Checkpoints":
@@ -154,10 +154,6 @@ class Checkpoints:
     def _complete(self) -> str:
         step = latest_step(self.directory)
         return "none is complete yet" if step is None else f"the last complete one is step {step}"
-
-
-def _metric(metrics: dict[str, float]) -> float:
-    return metrics["loss"]
 
 
 def _is_key(leaf: Any) -> bool:
@@ -291,7 +287,7 @@ def _muted() -> Iterator[None]:
 
 # --- until commands/dip uses commands/loop
 
-open_manager = Checkpoints
+open_manager, wait = Checkpoints, Checkpoints.wait
 
 
 def save_tree(manager: Checkpoints, step: int, tree: PyTree, loss: float) -> None:
@@ -302,8 +298,3 @@ def save_tree(manager: Checkpoints, step: int, tree: PyTree, loss: float) -> Non
 def restore_tree(directory: Path, template: PyTree) -> PyTree:
     """The newest tree that `save_tree` wrote."""
     return unnumbered(read_checkpoint(directory, {"train": numbered(template)})["train"], template)
-
-
-def wait(manager: Checkpoints) -> None:
-    """Until all is on disk."""
-    manager.wait()

@@ -18,7 +18,7 @@ MAX_FUNCTION, MAX_MODULE = 60, 300
 ROLES = {"data": {"load", "find"}, "experiments": {"Setting", "Size", "measure", "program"}}
 CONFIGURED = {"UNet", "SmallUNet", "AttentionUNet", "ContextUnet", "ResidualDenoiser"}
 STILL_TWICE = {"run", "main", "save", "make_schedule", "write", "Command", "evaluate", "judge_for",
-               "read", "draw", "score", "held_out_loss", "load", "held_out", "train", "make_loss", "start",
+               "read", "draw", "score", "load", "held_out", "train", "make_loss", "start",
                "trained", "stretched", "picture", "psnr", "ssim"}
 
 

@@ -25,7 +25,7 @@ from dipddpm_jax.files import writing
 Row = dict[str, int | float | None]
 
 
-class Report(NamedTuple):
+class ChunkReport(NamedTuple):
     """What a chunk of steps has to say once it was computed."""
 
     rows: list[Row]  # for the log, each with its "step"
@@ -46,7 +46,7 @@ class Job(Protocol):
         """Does `count` steps and adds them to `step`; what comes back is handed to `report` one chunk later, so that
         the host need not wait for the device."""
 
-    def report(self, chunk: Any, seconds: float) -> Report:
+    def report(self, chunk: Any, seconds: float) -> ChunkReport:
         """Reads what `advance` gave; `seconds` have passed since the report before."""
 
     def items(self) -> dict[str, PyTree]:

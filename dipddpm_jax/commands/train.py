@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from dipddpm_jax import checkpoints, devices, plots
 from dipddpm_jax.commands import builders, sizes
-from dipddpm_jax.commands.loop import Pace, Report, Row, newest_items, run_to_end
+from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
 from dipddpm_jax.commands.model import Model, cycled_labels, draw
 from dipddpm_jax.commands.training_data import TrainingData, load_training_data
 from dipddpm_jax.commands.workdir import claimed_workdir
@@ -100,7 +100,7 @@ class Training:
         self.step += count
         return self.step, count, metrics
 
-    def report(self, chunk: tuple[int, int, training.Metrics], seconds: float) -> Report:
+    def report(self, chunk: tuple[int, int, training.Metrics], seconds: float) -> ChunkReport:
         """Mean loss and gradient norm of a chunk; a problem when one of them is not finite."""
         step, count, metrics = chunk
         losses, norms = (np.asarray(m.addressable_data(0))[:count] for m in metrics)
@@ -109,10 +109,10 @@ class Training:
                "images_per_s": round(images_per_s, 1)}
         text, bad = f"loss {row['loss']:.4f}, {images_per_s:.0f} images/s", ~np.isfinite(losses + norms)
         if not bad.any():
-            return Report([row], text)
-        return Report([], text, f"the loss or its gradient is not finite in step {step - count + 1 + bad.argmax()} of "
-                                f"{self.workdir}: a lower --optimizer.learning-rate or --optimizer.clip-norm 1 usually "
-                                "helps")
+            return ChunkReport([row], text)
+        first = step - count + 1 + int(bad.argmax())
+        return ChunkReport([], text, f"the loss or its gradient is not finite in step {first} of {self.workdir}: a "
+                                     "lower --optimizer.learning-rate or --optimizer.clip-norm 1 usually helps")
 
     def items(self) -> dict[str, PyTree]:
         """The whole state."""

@@ -9,7 +9,7 @@ import pytest
 from dipddpm_jax import checkpoints, records
 from dipddpm_jax.commands import loop
 from dipddpm_jax.commands.ends import Stopped
-from dipddpm_jax.commands.loop import Pace, Report, newest_items, run_to_end
+from dipddpm_jax.commands.loop import ChunkReport, Pace, newest_items, run_to_end
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import complete_file
 
@@ -42,7 +42,7 @@ class Sum:
     def report(self, chunk, seconds):
         step, value = chunk
         bad = self.worst is not None and step >= self.worst
-        return Report([{"step": step, "loss": value}], "", "the loss is not finite" if bad else None)
+        return ChunkReport([{"step": step, "loss": value}], "", "the loss is not finite" if bad else None)
 
     def items(self):
         return {"train": {"state": self.state}}
