@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree, UInt8
 
-from dipddpm_jax import checkpoints, devices
+from dipddpm_jax import checkpoints, data, devices
 from dipddpm_jax.commands import builders
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
@@ -159,11 +159,11 @@ def load_model(path: Path, config: TrainConfig) -> Model:
 
 def _facts_of(config: TrainConfig) -> list[Facts]:
     """What the preset's data set would tell, without needing it: with its labels, and without."""
-    from dipddpm_jax.data import originals, scenes
-
-    known = originals.ORIGINALS.get("mnist" if config.data == "mnist5k" else config.data)
-    shape, names = (known.shape, known.label_names) if known else ((64, 64, 3), scenes.OBJECTS)
+    known = data.describe(config.data)
+    if known is None:
+        raise UserError(f"what {config.data} holds is not known beforehand; name a preset of another data set")
+    shape = known.image_shape
     if config.image_size:
         shape = config.image_size, config.image_size, shape[2]
-    with_labels = [Facts(shape, names, multi_hot=known is None)] if config.labels else []
+    with_labels = [Facts(shape, known.label_names, known.several)] if config.labels else []
     return [*with_labels, Facts(shape)]

@@ -3,6 +3,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,19 @@ def train_model(config: TrainConfig, run: RunOptions, preset: str) -> tuple[Path
     devices.set_up(run)
     if config.image_size:
         sizes.check_training(config, Facts((config.image_size, config.image_size, 1)))
-    given = load_training_data(config, run.data_dir)
+    given = load_training_data(_of_saved_size(config, run), run.data_dir)
     if not len(given.held_images) and jax.process_index() == 0:
         print(f"{config.data} has no test pictures: no held-out loss is measured, and the two newest checkpoints stay",
               file=sys.stderr)
     return train_on(given, config, run, preset)
+
+
+def _of_saved_size(config: TrainConfig, run: RunOptions) -> TrainConfig:
+    """The configuration with the size that a resumed run's pictures had: folders without --image-size meant 32 once."""
+    if not run.resume or config.image_size is not None:
+        return config
+    height, width, _ = saved.load((run.workdir or saved.newest_run()) / "config.json")[2].image_shape
+    return replace(config, image_size=height) if height == width else config
 
 
 def train_on(given: TrainingData, config: TrainConfig, run: RunOptions, preset: str, again: str | None = None

@@ -5,8 +5,11 @@ names of the Linen module's fields; what follows from the data (channels, classe
 """
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from dipddpm_jax.config import datasets
 from dipddpm_jax.config.sampler import SamplerConfig
 
 
@@ -95,10 +98,9 @@ class TrainConfig:
     """For the pictures made while training, and the default of sample.py."""
     target: Literal["eps", "x0", "v", "autoencode"] = "v"
     """What the network predicts; autoencode (system 003): its own clean input, against noise that it injects itself."""
-    data: str = "mnist5k"
-    """mnist5k, photo_crops, scenes (need no network), mnist, fashion_mnist, cifar10, iclevr, or folder:PATH."""
+    data: Annotated[str, tyro.conf.arg(help=datasets.HELP)] = "mnist5k"
     image_size: int | None = None
-    """Side in pixels that pictures are resized and cropped to; default: as they are."""
+    """Side in pixels that pictures are resized and cropped to; default: as they are, photo_crops 32x32."""
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
     """[0, 1] pixels become (pixel - mean) / std."""

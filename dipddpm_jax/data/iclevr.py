@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from dipddpm_jax.data import Dataset, MissingSplit, prepared
+from dipddpm_jax.data import prepared
+from dipddpm_jax.data.dataset import Dataset, Description, MissingSplit
 from dipddpm_jax.data.pictures import read_picture
 from dipddpm_jax.data.scenes import OBJECTS
 from dipddpm_jax.errors import UserError
@@ -28,6 +29,11 @@ class Originals(NamedTuple):
 
     files: tuple[Path, ...]
     labels: Int32[np.ndarray, "n 24"]
+
+
+def describe(name: str) -> Description:
+    """Shape and labels."""
+    return Description((SIZE, SIZE, 3), OBJECTS, several=True)
 
 
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:

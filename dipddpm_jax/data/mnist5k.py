@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dipddpm_jax.data import Dataset
+from dipddpm_jax.data.dataset import Dataset, Description
 from dipddpm_jax.errors import UserError
 
 HELD_OUT = 50  # of each class
+
+
+def describe(name: str) -> Description:
+    """Shape and labels."""
+    return Description((28, 28, 1), tuple("0123456789"))
 
 
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:
@@ -32,4 +37,4 @@ def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Datas
         rank[labels == digit] = np.arange(np.sum(labels == digit))
     part = rank < HELD_OUT if split == "test" else rank >= HELD_OUT
     images = rows[part, :784].reshape(-1, 28, 28, 1)
-    return Dataset(images, labels[part], tuple("0123456789"), name)
+    return Dataset(images, labels[part], describe(name).label_names, name)

@@ -1,11 +1,12 @@
 """The photographs inside the scikit-image wheel, whole for image restoration and as small crops for training."""
+import difflib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from dipddpm_jax.data import Dataset
+from dipddpm_jax.data.dataset import Dataset, Description
 from dipddpm_jax.data.pictures import drop_equal_channels, read_picture
 from dipddpm_jax.errors import UserError
 
@@ -36,11 +37,18 @@ CROPPED = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")  # everyday
 def photograph(name: str) -> UInt8[np.ndarray, "h w c"]:
     """One of PHOTOGRAPHS in its full size, with one channel if it is grey; no download."""
     if name not in _FILES:
-        raise UserError(f"unknown photograph {name!r}; known are {', '.join(PHOTOGRAPHS)}")
+        close = difflib.get_close_matches(name, PHOTOGRAPHS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"unknown photograph {name!r}: {hint}Known are {', '.join(PHOTOGRAPHS)}")
     spec = find_spec("skimage")  # found, not imported
     if spec is None:
         raise UserError("the photographs are inside the package scikit-image; install it: pip install scikit-image")
     return drop_equal_channels(read_picture(Path(spec.submodule_search_locations[0]) / "data" / _FILES[name])[None])[0]
+
+
+def describe(name: str) -> Description:
+    """Shape (of crops whose size is not chosen) and labels."""
+    return Description((32, 32, 3), CROPPED)
 
 
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:

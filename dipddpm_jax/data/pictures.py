@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dipddpm_jax.data import decoding
 from dipddpm_jax.errors import UserError
@@ -74,21 +74,30 @@ def same_white(pictures: Sequence[Picture]) -> list[Picture]:
         values=p.values * np.float32(p.white / white), white=white) for p in pictures]
 
 
-def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture as 8-bit RGB, upright; transparency is laid on white. UserError names a damaged file."""
+def read_bytes(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
+    """A file of 8 bits as RGB, upright; transparency is laid on white. None for a file that has more than 8 bits."""
     try:
         with Image.open(path) as image:
-            if not decoding.is_deep(image):
-                image = ImageOps.exif_transpose(image)
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                return np.array(image.convert("RGB"))
+            if decoding.is_deep(image):
+                return None
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))
+    except UnidentifiedImageError:
+        return None  # `read_float` knows more kinds
     except decoding.UNREADABLE as error:
-        if not isinstance(error, Image.UnidentifiedImageError):
-            raise decoding.unreadable(path, error) from error
-    values = read_float(path).values
-    return np.repeat(to_bytes(values), 3 // values.shape[-1], -1)
+        raise decoding.unreadable(path, error) from error
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of any depth as 8-bit RGB, upright, with transparency laid on white. UserError names a damaged file."""
+    pixels = read_bytes(path)
+    if pixels is None:
+        values = read_float(path).values
+        pixels = np.repeat(to_bytes(values), 3 // values.shape[-1], -1)
+    return pixels
 
 
 def to_bytes(values: Float[np.ndarray, "*axes"]) -> UInt8[np.ndarray, "*axes"]:

@@ -18,12 +18,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dipddpm_jax.data import Dataset, MissingSplit, originals
+from dipddpm_jax.data import originals
+from dipddpm_jax.data.dataset import Dataset, Description, MissingSplit
 from dipddpm_jax.data.originals import ORIGINALS, Pictures
 from dipddpm_jax.data.pictures import kept
 from dipddpm_jax.errors import UserError
 
 FORMATS = ("array_record", "tfrecord") if find_spec("array_record") else ("tfrecord",)  # what can be read, best first
+
+
+def describe(name: str) -> Description:
+    """Shape and labels."""
+    return Description(ORIGINALS[name].shape, ORIGINALS[name].label_names)
 
 
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:

@@ -9,12 +9,18 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from dipddpm_jax.data import Dataset, rendering
+from dipddpm_jax.data import rendering
+from dipddpm_jax.data.dataset import Dataset, Description
 from dipddpm_jax.data.pictures import kept
 from dipddpm_jax.data.rendering import CHUNK, COLOURS, MAX_OBJECTS, SHAPES, render
 
 OBJECTS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 NUM_PICTURES = {"train": 18_009, "test": 1_800}  # iCLEVR's train.json has 18,009
+
+
+def describe(name: str) -> Description:
+    """Shape and labels."""
+    return Description((64, 64, 3), OBJECTS, several=True)
 
 
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from benchmarks import places
 from dipddpm_jax import data
+from dipddpm_jax.config import datasets
 from dipddpm_jax.data import originals, prepared
 from dipddpm_jax.data.photographs import CROPPED, PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
@@ -84,10 +85,12 @@ def test_naming_the_sets_imports_nothing_heavy():
     assert not {"jax", "flax", "tensorflow_datasets", "PIL", "sklearn", "skimage", "mlxtend", "pandas"} & set(loaded)
 
 
-def test_unknown_names_are_answered_with_a_suggestion():
+def test_unknown_names_are_answered_with_a_suggestion(tmp_path):
     with pytest.raises(UserError, match="did you mean mnist5k"):
         data.load("mnist5")
-    with pytest.raises(UserError, match="unknown photograph"):
+    with pytest.raises(UserError, match=f"did you mean folder:{tmp_path}?"):
+        data.load(str(tmp_path))
+    with pytest.raises(UserError, match="unknown photograph 'camra': did you mean camera"):
         photograph("camra")
     with pytest.raises(UserError, match="positive"):
         data.load("mnist5k", image_size=0)
@@ -366,68 +369,6 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, server):
     assert not list((tmp_path / "here" / "mnist").iterdir())
 
 
-def save(path, array, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-
-
-def colour(r, g, b, shape=(8, 8)):
-    return np.broadcast_to(np.array([r, g, b], np.uint8), (*shape, 3))
-
-
-def test_class_folders_become_labels_with_fixed_names(tmp_path):
-    for i in range(10):
-        save(tmp_path / "dog" / f"{i}.png", colour(i, 0, 9))
-        save(tmp_path / "cat" / f"{i}.JPG", colour(200, 90, 0))
-    train, test = (data.load(f"folder:{tmp_path}", s) for s in ("train", "test"))
-    assert train.label_names == test.label_names == ("cat", "dog")
-    assert np.bincount(train.labels).tolist() == [9, 9] and test.labels.tolist() == [0, 1]
-    assert train.images.shape == (18, 32, 32, 3)
-    assert test.images[1, 0, 0].tolist() == [9, 0, 9]  # every tenth, in the order of the names
-    save(tmp_path / "loose.png", colour(0, 0, 1))
-    assert data.load(f"folder:{tmp_path}").labels is None
-
-
-def test_train_and_test_folders_are_the_splits(tmp_path):
-    save(tmp_path / "train" / "cat" / "1.png", colour(1, 2, 3))
-    save(tmp_path / "train" / "dog" / "1.png", colour(1, 2, 3))
-    save(tmp_path / "test" / "dog" / "1.png", colour(4, 5, 6))
-    test = data.load(f"folder:{tmp_path}", "test", image_size=4)
-    assert test.labels.tolist() == [1] and test.label_names == ("cat", "dog")
-    assert (test.images == np.array([4, 5, 6])).all() and test.images.shape == (1, 4, 4, 3)
-
-
-def test_kinds_of_files_in_a_folder(tmp_path):
-    save(tmp_path / "grey.png", np.full((9, 5), 77, np.uint8))
-    save(tmp_path / "sixteen bits.png", np.full((9, 9), 77 * 256 + 200, np.uint16))
-    assert data.load(f"folder:{tmp_path}", image_size=4).images.tolist() == np.full((2, 4, 4, 1), 77).tolist()
-    save(tmp_path / "transparent.png", np.zeros((6, 6, 4), np.uint8))
-    (tmp_path / "notes.txt").write_text("not a picture")
-    (tmp_path / "._grey.png").write_text("what macOS leaves behind")
-    images = data.load(f"folder:{tmp_path}", image_size=4).images
-    assert images.shape == (3, 4, 4, 1) and (images[2] == 255).all()
-    turned = Image.Exif()
-    turned[0x112] = 6  # the camera was held upright: the left half of the file is the top of the picture
-    save(tmp_path / "turned.png", np.repeat([[[200, 0, 0]] * 8 + [[0, 0, 200]] * 8], 16, 0).astype(np.uint8),
-         exif=turned)
-    image = data.load(f"folder:{tmp_path}", image_size=16).images[3]
-    assert (image[:8] == [200, 0, 0]).all() and (image[8:] == [0, 0, 200]).all()
-
-
-def test_what_is_wrong_with_a_folder_is_said(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
-        data.load(f"folder:{tmp_path / 'absent'}")
-    with pytest.raises(UserError, match="holds no pictures"):
-        data.load(f"folder:{tmp_path}")
-    save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
-    assert len(data.load(f"folder:{tmp_path}").images) == 1
-    with pytest.raises(UserError, match="no pictures for test"):
-        data.load(f"folder:{tmp_path}", "test")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
-    with pytest.raises(UserError, match="a.png cannot be read"):
-        data.load(f"folder:{tmp_path}")
-
-
 def test_square_is_a_plain_resize_of_a_square_and_the_centre_of_an_oblong():
     rng = np.random.default_rng(0)
     digit = rng.integers(0, 256, (28, 28, 1), np.uint8)
@@ -438,3 +379,20 @@ def test_square_is_a_plain_resize_of_a_square_and_the_centre_of_an_oblong():
     np.testing.assert_array_equal(square(oblong, 6), centre)
     stripes = np.tile(np.array([0, 200], np.uint8), (64, 32))[..., None]
     assert (square(stripes, 8)[:, 1:-1] == 100).all()  # antialiased: the finest stripes become their mean
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "photo_crops", "mnist"])
+def test_the_description_of_a_set_is_that_of_its_pictures(name, tmp_path):
+    if name == "mnist":
+        write_idx(tmp_path / "mnist")
+    dataset, known = data.load(name, "test", tmp_path), data.describe(name)
+    assert dataset.images.shape[1:] == known.image_shape and dataset.label_names == known.label_names
+    assert (dataset.labels.ndim == 2) == known.several
+
+
+def test_every_set_is_described_and_offered_in_the_help():
+    for name in data.NAMES:
+        known = data.describe(name)
+        assert len(known.image_shape) == 3 and known.label_names and known.several == (name in ("scenes", "iclevr"))
+        assert name in datasets.HELP
+    assert data.describe("folder:somewhere") is None
