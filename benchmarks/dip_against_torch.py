@@ -4,7 +4,6 @@ Weights, codes and jitter are each library's own, so single fits differ; the mea
 
     python benchmarks/dip_against_torch.py --side 64 --width 32 --num-steps 600 --seeds 4
 """
-import json
 import sys
 import time
 from functools import partial
@@ -19,17 +18,18 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import F16, REPO  # noqa: E402
-from dipddpm_jax import devices, dip
+from dipddpm_jax import devices, dip, records
 from dipddpm_jax.commands import measurements
 from dipddpm_jax.inverse import noises
+from dipddpm_jax.judging import metrics
 from dipddpm_jax.networks import SkipNet
 
 Curves = list[tuple[np.ndarray, np.ndarray]]  # PSNR of the output and of the average, step by step, for each seed
 
 
 def psnr(picture: np.ndarray, clean: np.ndarray) -> float:
-    """dB, for pictures in [0, 1]."""
-    return float(-10 * np.log10(np.mean((picture - clean) ** 2)))
+    """dB, for pictures in [0, 1], not clipped."""
+    return float(metrics.psnr(jnp.asarray(clean)[None], jnp.asarray(picture)[None])[0])
 
 
 def ours(clean: np.ndarray, noisy: np.ndarray, widths: tuple[int, ...], num_steps: int, seeds: int) -> Curves:
@@ -87,7 +87,7 @@ def main(side: int = 64, width: int = 128, levels: int = 5, num_steps: int = 300
         table.append(scores)
         cells = [f"{m:.2f} +- {s:.2f}" for m, s in zip(scores.mean(0), scores.std(0, ddof=1) / np.sqrt(seeds))]
         lines.append(f"| {name} | {' | '.join(cells)} | {(time.monotonic() - began) / seeds:.0f} |")
-        print(json.dumps({"library": name, "scores": scores.round(3).tolist()}), flush=True)
+        print(records.json_text({"library": name, "scores": scores.round(3)}), flush=True)
     lines.append(f"| difference | {' | '.join(f'{d:+.2f}' for d in table[0].mean(0) - table[1].mean(0))} | |")
     lines += ["", "Seconds include compilation.", ""]
     (REPO / "docs" / "results").mkdir(parents=True, exist_ok=True)

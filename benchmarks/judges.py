@@ -2,7 +2,7 @@
 
     python benchmarks/judges.py [digits] [crops] [scenes] [--count N] [--seeds N]
 
-Real pictures are corrupted and compared with other real pictures, as `judges.compare` compares samples. One line a
+Real pictures are corrupted and compared with other real pictures, as `comparison.compare` compares samples. One line a
 judge is kept in judges.jsonl, so that one can be done at a time.
 """
 import argparse
@@ -18,7 +18,7 @@ RESULTS = REPO / "docs" / "results"
 sys.path.insert(0, str(REPO))
 
 from dipddpm_jax import data, devices, records  # noqa: E402
-from dipddpm_jax.judging import judges, metrics  # noqa: E402
+from dipddpm_jax.judging import comparison, judges, metrics  # noqa: E402
 
 NOISE = (0, 8, 16, 32, 64, 128)  # standard deviation, of 255
 BLUR = (0, 0.5, 1, 1.5, 2, 4)  # standard deviation in pixels
@@ -44,14 +44,14 @@ class Set:
     """Real pictures, with the judge's features of them."""
 
     def __init__(self, name: str):
-        self.judge = judges.load(name)
+        self.judge = judges.load_judge(name)
         self.train, self.held = (data.load(self.judge.record["data"], split) for split in ("train", "test"))
-        self.seen, _ = judges.read(self.judge, self.train.images)
-        self.held_seen, _ = judges.read(self.judge, self.held.images)
+        self.seen, _ = judges.look(self.judge, self.train.images)
+        self.held_seen, _ = judges.look(self.judge, self.held.images)
 
 
 def distances(a, b):
-    rows = judges.KERNEL_ROWS
+    rows = comparison.KERNEL_ROWS
     return {"fd": metrics.frechet_distance(a, b), "kid": 1000 * metrics.kernel_distance(a[:rows], b[:rows])}
 
 
@@ -63,11 +63,11 @@ def corruption(it: Set, count: int, seed: int) -> list[dict]:
     images, labels, rows = it.train.images[probe], it.train.labels[probe], []
     for kind, levels, change in (("noise", NOISE, noisy), ("blur", BLUR, blurred)):
         for level in levels:
-            seen, found = judges.read(it.judge, change(images, level, rng))
+            seen, found = judges.look(it.judge, change(images, level, rng))
             wanted = judges.one_hot(labels, found.shape[1])
             rows.append({"kind": kind, "level": level, **distances(seen, reference),
                          "accuracy": metrics.label_accuracy(found, wanted),
-                         "confidence": judges.confidence(it.judge, found)})
+                         "confidence": comparison.confidence(it.judge, found)})
     left = without(labels, MISSING)
     least = min(map(len, left))  # so many at every level: only equal n may be compared
     for share, those in zip(MISSING, left):

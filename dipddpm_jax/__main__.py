@@ -18,12 +18,12 @@ COMMANDS = {  # name: (what it does, module, function of the remaining words)
     "dip": ("restore pictures with a deep image prior (train.py dip)", "commands.cli", "dip_main"),
     "staged": ("system 002: a deep image prior in stages of falling noise (train.py staged)", "commands.cli",
                "staged_main"),
-    "evaluate": ("judge samples beside real pictures", "commands.evaluate", "main"),
+    "evaluate": ("judge samples beside real pictures", "commands.evaluate", "evaluate_main"),
     "label-accuracy": ("score every kept checkpoint of a model with labels", "commands.cli",
                        "label_accuracy_main"),
     "judge": ("train a classifier that judges samples", "commands.judge", "judge_main"),
     "export": ("write the weights of a run for PyTorch", "commands.export", "export_main"),
-    "experiments": ("measure the five reports again", "experiments.__main__", "main"),
+    "experiments": ("measure the five reports again", "experiments.__main__", "experiments_main"),
 }
 
 

@@ -5,6 +5,7 @@ Plain Python, for every room that writes: a full or read-only disk is a UserErro
 import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +45,16 @@ def complete_file(path: Path, parents: bool = False) -> Iterator[Path]:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError when nothing can be written in a folder (or, where it does not exist, in what will hold it).
+
+    Called before long computations; a file is written and removed, since permissions alone do not tell.
+    """
+    place = next(path for path in (Path(folder).resolve(), *Path(folder).resolve().parents) if path.exists())
+    with writing(folder), tempfile.TemporaryFile(dir=place) as file:
+        file.write(b"0")
 
 
 def write_text(path: Path, text: str) -> None:

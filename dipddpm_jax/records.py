@@ -155,6 +155,8 @@ def _raw_lines(path: Path) -> list[tuple[bytes, bool]]:
         whole = Path(path).read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     *ended, last = whole.split(b"\n")
     return [(line, True) for line in ended] + [(last, False)] * bool(last)
 

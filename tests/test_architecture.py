@@ -17,9 +17,7 @@ MAX_FUNCTION, MAX_MODULE = 60, 300
 # What every module of a room answers to, as a report answers to `measure`; a configuration is called as its network.
 ROLES = {"data": {"load", "find", "describe"}, "experiments": {"Setting", "Size", "measure", "program"}}
 CONFIGURED = {"UNet", "SmallUNet", "AttentionUNet", "ContextUnet", "ResidualDenoiser"}
-STILL_TWICE = {"run", "main", "save", "make_schedule", "write", "Command", "evaluate", "judge_for",
-               "read", "draw", "score", "load", "held_out", "train", "make_loss", "start",
-               "trained", "stretched", "picture", "psnr", "ssim"}
+STILL_TWICE = {"read", "draw", "held_out"}
 
 
 def imports(tree):

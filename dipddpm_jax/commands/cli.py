@@ -131,7 +131,7 @@ def label_accuracy_main(argv: Sequence[str]) -> None:
         from dipddpm_jax.commands import label_accuracy
 
         devices.set_up()
-        print(label_accuracy.run(command))
+        print(label_accuracy.score_checkpoints(command))
 
 
 def _closest(name: str, known: Sequence[str]) -> str:

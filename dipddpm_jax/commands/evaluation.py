@@ -1,5 +1,4 @@
 """How good pictures are: drawn or read, judged beside real ones, and compared with those that the model was shown."""
-import os
 import time
 import zipfile
 from pathlib import Path
@@ -15,9 +14,9 @@ from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.judging import judges
+from dipddpm_jax.files import write_text, writing
+from dipddpm_jax.judging import comparison, judges
 
-JUDGES = {"mnist5k": "digits", "mnist": "digits", "photo_crops": "crops"}  # others are called as their data
 COMPARED = 500  # pictures whose nearest training picture is looked for
 SHOWN = 10
 
@@ -32,7 +31,7 @@ class Samples(NamedTuple):
     made: dict[str, Any]
 
 
-def evaluate(
+def write_evaluation(
     command: Any, workdir: Path | None, config: TrainConfig | None, sampler: SamplerConfig | None, out: Path
 ) -> str:
     """Writes evaluation.json, evaluation.md, nearest.png and the samples; returns the Markdown. Raises UserError."""
@@ -43,40 +42,27 @@ def evaluate(
         held = data.load(name, "test", command.data_dir, size)
     except data.MissingSplit:  # a damaged split is an error
         held = train._replace(images=train.images[:0])
-    judge = judge_for(command.judge, name)
-    samples = read(command.samples) if command.samples else draw(command, workdir, sampler, held)
+    judge = judges.judge_for(name, command.judge)
+    samples = read_samples(command.samples) if command.samples else draw_asked(command, workdir, sampler, held)
     if samples.images.shape[-1] != train.images.shape[-1]:
         raise UserError(f"the samples have {samples.images.shape[-1]} channels, the pictures of {name} "
                         f"{train.images.shape[-1]}")
     labels = fitting(samples, judge)
-    result = {"source": samples.source, "data": name, **judges.compare(
-        judge, samples.images, train.images, labels, command.seed), **samples.made}
-    try:
+    real_labels = train.labels if train.label_names == judge.label_names else None
+    result = {"source": samples.source, "data": name, **comparison.compare(
+        judge, samples.images, train.images, labels, command.seed, real_labels=real_labels), **samples.made}
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if samples.images.shape == (len(samples.images), *train.images.shape[1:]):
             result["nearest"] = compare_nearest(samples.images, train.images, held.images, out / "nearest.png")
         result |= records.provenance(command.seed)
         records.write_json(result, out / "evaluation.json")
-        (out / "evaluation.md").write_text(text := page(result))
+        write_text(out / "evaluation.md", text := page(result))
         write_samples(samples, None if command.samples else out / "samples.npz", command.png_folder)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {os.strerror(error.errno) if error.errno else error}") from None
     return f"{text}\nWritten to {out}"
 
 
-def judge_for(wanted: str | None, data_name: str) -> judges.Judge:
-    """By name, by file, or the one that belongs to a data set. Raises UserError."""
-    path = Path(wanted or "")
-    if path.suffix in (".pth", ".pt"):
-        return judges.load_course_checkpoint(path)
-    if path.suffix == ".safetensors":
-        return judges.load(path.stem, path)
-    if wanted is None and (data_name == "iclevr" or data_name.startswith("folder:")):
-        raise UserError(f"no judge belongs to {data_name}; --judge names one (for iclevr the course's checkpoint.pth)")
-    return judges.load(wanted or JUDGES.get(data_name, data_name))
-
-
-def read(path: Path) -> Samples:
+def read_samples(path: Path) -> Samples:
     """The .npz that sample.py writes, or somebody else's. Raises UserError."""
     try:
         with np.load(path) as file:
@@ -91,7 +77,7 @@ def read(path: Path) -> Samples:
     return Samples(images, labels, (), str(path), {})
 
 
-def draw(command: Any, workdir: Path, sampler: SamplerConfig, held: data.Dataset) -> Samples:
+def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.Dataset) -> Samples:
     """`count` pictures of a run: of all classes in turn, or of the sets of labels that held-out pictures have."""
     model = model_module.load_run(workdir, command.step)
     labels = wanted_labels(model.facts, held, command.count)
@@ -210,7 +196,7 @@ def page(r: dict[str, Any]) -> str:
 
     name, near = r["judge"], r.get("nearest")
     lines = [f"# Pictures of {r['source']}", "",
-             f"| | samples | real pictures of {r['data']} in their place | bootstrap spread |", "|---|---|---|---|",
+             f"| | samples | real pictures of {r['data']} in their place | standard deviation |", "|---|---|---|---|",
              row(f"FD({name}), n = {r['n']}", r["fd"], r["floor"], r["spread"]),
              row(f"KID({name}) x 1000", *(1000 * r[key] for key in ("kid", "kid_floor", "kid_spread")))]
     if "label_accuracy" in r:
@@ -224,9 +210,11 @@ def page(r: dict[str, Any]) -> str:
               "|---" * (1 + len(r["histogram"])) + "|"]
     lines += [row(title, *r[key].values()) for title, key in (("samples", "histogram"), ("real", "real_histogram"))]
     fewer = f" (of {r['samples']}: there are too few real pictures for more)" if r["samples"] > r["n"] else ""
+    same = "with the classes of the samples" if r["floor_classes"] == "as asked" else "drawn at random"
     lines += ["", f"FD and KID compare {r['n']} samples{fewer} with {r['reference']} real pictures in the "
-              f"{r['dimensions']} features of the classifier `{name}`; the second column compares {r['n']} other real "
-              "pictures with the same ones: it is the floor. The spread is a standard deviation over bootstraps."
+              f"{r['dimensions']} features of the classifier `{name}`; the second column has {r['n']} real pictures "
+              f"in the samples' place, {same}, and is the mean of {r['splits']} splits of the real ones: it is the "
+              "floor. The third column is the standard deviation over draws of as many samples and real pictures."
               + (f" Distances to training pictures are root mean squares of pixels 0..255, of {near['pictures']} "
                  "pictures (nearest.png)." if near else "")]
     if "sampler" in r:

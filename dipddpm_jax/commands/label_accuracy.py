@@ -3,7 +3,6 @@
 The command scores lists of labels as the report of system 004 does, one line of accuracy.jsonl after another, and
 chooses a checkpoint by a validation list, never by those to test on.
 """
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,24 @@ from dipddpm_jax import checkpoints, data
 from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
+from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.ranges import check_sampler
 from dipddpm_jax.config.sampler import SamplerConfig, changed_sampler
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import writing
 from dipddpm_jax.judging import judges
+from dipddpm_jax.records import append_lines, read_lines
 
 FIXED = {"validation": scenes.validation_labels, "test": scenes.test_labels, "new_test": scenes.new_test_labels}
 KEY = ("step", "list", "seed", "sampler", "judge")
 PER_CLASS = 10  # pictures of each class, of a model with one label a picture
 
 
-def judge_for(config: TrainConfig, facts: Facts, evaluator: Path | None) -> judges.Judge:
-    """Who says what a model's pictures show. Raises UserError when there is nobody."""
-    if evaluator:
-        judge = judges.load_course_checkpoint(evaluator)
-    elif config.data == "scenes":
-        judge = judges.load("scenes")
-    elif config.data in ("mnist", "mnist5k"):
-        judge = judges.load("digits")
-    else:
-        raise UserError(f"nobody here can judge pictures of {config.data}"
-                        + ("; --evaluator names the course's checkpoint.pth" if config.data == "iclevr" else ""))
+def judge_of_model(config: TrainConfig, facts: Facts, evaluator: Path | None) -> judges.Judge:
+    """Who says what a model's pictures show. Raises UserError when there is nobody, or a judge of other labels."""
+    judge = judges.judge_for(config.data, evaluator, "--evaluator")
     if len(judge.label_names) != len(facts.label_names):
         raise UserError(f"the judge {judge.name} knows {len(judge.label_names)} labels, the model "
                         f"{len(facts.label_names)}")
@@ -65,7 +59,7 @@ def lists_of(config: TrainConfig, facts: Facts, data_dir: Path | None) -> dict[s
     return found
 
 
-def score(
+def score_list(
     model: Model, judge: judges.Judge, sampler: SamplerConfig, labels: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """Draws a picture for each row of labels; of all labels asked for, the share that the judge finds."""
@@ -111,31 +105,28 @@ def table(rows: list[dict[str, Any]], losses: dict[int, float], lists: list[str]
     return "\n".join(lines)
 
 
-def _log(workdir: Path) -> list[dict[str, Any]]:
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def training_losses(workdir: Path) -> dict[int, float]:
     """Training loss by step, of the chunk that ended there."""
-    return {row["step"]: row["loss"] for row in _log(workdir) if row.get("loss") is not None}
+    return {row["step"]: row["loss"] for row in read_lines(workdir / "metrics.jsonl") if row.get("loss") is not None}
 
 
-def held_out_loss(workdir: Path) -> float:
-    """Of the last checkpoint."""
-    return next(row["held_out_loss"] for row in reversed(_log(workdir)) if row.get("held_out_loss") is not None)
+def last_held_out_loss(workdir: Path) -> float:
+    """The loss on held-out pictures at the last checkpoint."""
+    rows = read_lines(workdir / "metrics.jsonl")
+    return next(row["held_out_loss"] for row in reversed(rows) if row.get("held_out_loss") is not None)
 
 
 def training_minutes(workdir: Path) -> float:
     """What training took, pauses between its parts left out."""
     batch = saved.load(workdir / "config.json")[1].batch_size
-    rows = [row for row in _log(workdir) if row.get("images_per_s") is not None]
+    rows = [row for row in read_lines(workdir / "metrics.jsonl") if row.get("images_per_s") is not None]
     steps = np.diff([0, *(row["step"] for row in rows)])
     return float(sum(n * batch / max(row["images_per_s"], 0.1) for n, row in zip(steps, rows)) / 60)
 
 
-def run(command: Any) -> str:
-    """python -m dipddpm_jax label-accuracy: scores what is not scored yet and returns the table. Raises UserError."""
+def score_checkpoints(command: LabelAccuracy) -> str:
+    """label-accuracy: scores what is not scored yet and returns the table. A checkpoint that cannot be read (half of it
+    may be deleted) is skipped and said so, unless it was asked for. Raises UserError."""
     workdir = command.workdir or saved.newest_run()
     _, config, facts = saved.load(workdir / "config.json")
     sampler = changed_sampler(config.sampler, {
@@ -148,23 +139,47 @@ def run(command: Any) -> str:
         raise UserError(f"there is no list {wrong[0]!r} for this run; it has {', '.join(known)}")
     kept = checkpoints.steps(workdir / "checkpoints")
     if wrong := [step for step in command.steps if step not in kept]:
-        raise UserError(f"no checkpoint of step {wrong[0]} in {workdir}: it has {', '.join(map(str, kept))}")
-    judge, path, settings = judge_for(config, facts, command.evaluator), workdir / "accuracy.jsonl", asdict(sampler)
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut short
+        raise UserError(f"no checkpoint of step {wrong[0]} in {workdir}: it has {', '.join(map(str, kept)) or 'none'}")
+    judge, settings = judge_of_model(config, facts, command.evaluator), asdict(sampler)
+    path = workdir / "accuracy.jsonl"
+    losses, rows = training_losses(workdir), read_lines(path)
     steps = list(command.steps or kept)
     todo = missing(rows, steps, lists, command.seeds, settings, judge.name)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = None
-    with path.open("a", buffering=1) as file:
-        for key in tqdm(todo, desc="scoring", unit="list", disable=None):
-            if model is None or model.step != key["step"]:
-                model = load_run(workdir, key["step"])
-            rows.append(key | score(model, judge, sampler, known[key["list"]], key["seed"]))
-            file.write(json.dumps(rows[-1]) + "\n")
-    chosen = [row for row in rows if row["step"] in steps and row["list"] in lists and row["seed"] < command.seeds
-              and (row["sampler"], row["judge"]) == (settings, judge.name)]
-    return table(chosen, training_losses(workdir), lists) + (
+    new, skipped = score_missing(workdir, todo, known, judge, sampler, path, tuple(command.steps))
+    chosen = [row for row in rows + new if row["step"] in steps and row["list"] in lists
+              and row["seed"] < command.seeds and (row["sampler"], row["judge"]) == (settings, judge.name)]
+    whole = [row for row in chosen if row["step"] not in skipped]
+    if not whole:
+        raise UserError("; ".join(skipped.values()) or f"{workdir} has no checkpoint to score")
+    return table(whole, losses, lists) + (
         f"\nJudge: {judge.name}, accuracy {judge.accuracy:.4f} on held-out pictures; {command.seeds} seeds; "
         f"{sampler.name}, {sampler.num_steps or 'default'} steps, guidance {sampler.guidance:g}"
-        + (", composed" if sampler.compose else ""))
+        + (", composed" if sampler.compose else "")) + "".join(f"\nskipped: {why}" for why in skipped.values())
+
+
+def score_missing(
+    workdir: Path, todo: list[dict[str, Any]], known: dict[str, np.ndarray], judge: judges.Judge,
+    sampler: SamplerConfig, path: Path, asked: tuple[int, ...],
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """(new rows, also appended to `path`; by step why a checkpoint was skipped). UserError for one of `asked`, and
+    where the disk refuses."""
+    new: list[dict[str, Any]] = []
+    skipped: dict[int, str] = {}
+    model = None
+    with writing(path):
+        if todo:
+            append_lines(path, [])  # before anything is computed: the disk may be full or read-only
+        for key in tqdm(todo, desc="scoring", unit="list", disable=None):
+            if key["step"] in skipped:
+                continue
+            try:
+                if model is None or model.step != key["step"]:
+                    model = load_run(workdir, key["step"])
+            except UserError as error:
+                if key["step"] in asked:
+                    raise
+                skipped[key["step"]] = str(error)
+                continue
+            new.append(key | score_list(model, judge, sampler, known[key["list"]], key["seed"]))
+            append_lines(path, new[-1:])
+    return new, skipped

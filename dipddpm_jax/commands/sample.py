@@ -109,7 +109,7 @@ def score(model: Model, images: np.ndarray, labels: np.ndarray, evaluator: Path 
     from dipddpm_jax.judging import judges
 
     try:
-        judge = label_accuracy.judge_for(model.config, model.facts, evaluator)
+        judge = label_accuracy.judge_of_model(model.config, model.facts, evaluator)
     except UserError as error:
         if evaluator:
             raise

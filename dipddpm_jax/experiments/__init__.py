@@ -15,6 +15,6 @@ MODULES = {
 }
 
 
-def load(name: str) -> Any:
+def load_report(name: str) -> Any:
     """The `Report` of a name."""
     return import_module(f"dipddpm_jax.experiments.{MODULES[name]}").REPORT

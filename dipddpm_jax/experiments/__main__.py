@@ -11,10 +11,11 @@ import tyro
 from dipddpm_jax import experiments
 from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import check_writable, writing
 
 
 @dataclass(frozen=True)
-class Command:
+class Experiments:
     """Measures the rows of the reports that are not in OUT/results.jsonl yet, and writes OUT/REPORT.md and
     OUT/README.md from all that are."""
 
@@ -28,19 +29,21 @@ class Command:
     """Runs of each row; default: as the report and the budget say."""
     minutes: float = math.inf
     """No measurement begins after so many minutes; 0 only writes the pages. Call again to go on."""
-    out: Path = Path("docs/results")
-    """Directory of results.jsonl, the pages and their pictures."""
+    out: Path | None = None
+    """Directory of results.jsonl, the pages and their pictures; default: docs/results, for smoke (whose numbers mean
+    nothing) runs/experiments-smoke."""
 
 
-def run(argv: Sequence[str]) -> None:
-    """Parses, measures, writes. Raises UserError."""
-    command = tyro.cli(Command, args=list(argv), prog="python -m dipddpm_jax.experiments")
+def measure_reports(command: Experiments) -> str:
+    """Measures and writes; returns what to tell the user. Raises UserError."""
+    out = command.out or Path("runs/experiments-smoke" if command.budget == "smoke" else "docs/results")
     if command.seeds is not None and command.seeds < 1:
         raise UserError(f"--seeds must be at least 1; got {command.seeds}")
     if not command.minutes >= 0:
         raise UserError(f"--minutes must not be negative; got {command.minutes}")
-    if command.out.exists() and not command.out.is_dir():
-        raise UserError(f"--out {command.out} is a file; name a directory")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a directory")
+    check_writable(out)
 
     import jax
 
@@ -50,28 +53,27 @@ def run(argv: Sequence[str]) -> None:
     devices.set_up()
     if command.budget == "smoke":  # which compiles far longer than it computes
         jax.config.update("jax_disable_most_optimizations", True)
-    reports = [experiments.load(name) for name in experiments.MODULES]
+    reports = [experiments.load_report(name) for name in experiments.MODULES]
     chosen = [report for report in reports if command.report in (report.name, "all")
               and ledger.chosen_rows(report, command.rows)]
     if not chosen:
         names = [f"{table.name}/{row.name}" for report in reports if command.report in (report.name, "all")
                  for table, row in ledger.chosen_rows(report, ())]
         raise UserError(f"--rows: no row is called {' or '.join(command.rows)}; there are {', '.join(names)}")
-    try:
-        command.out.mkdir(parents=True, exist_ok=True)
-        complete = [ledger.complete(report, command.budget, command.out, command.rows, command.seeds,
-                                        command.minutes) for report in chosen]
-        pages.write(reports, command.out)
-    except OSError as error:
-        raise UserError(f"cannot write to {command.out}: {error.strerror or error}") from None
-    print(f"{command.out / 'README.md'}" + ("" if all(complete) else "; rows are missing: call again to go on"))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        complete = [ledger.complete(report, command.budget, out, command.rows, command.seeds, command.minutes)
+                    for report in chosen]
+        pages.write_pages(reports, out)
+    return f"{out / 'README.md'}" + ("" if all(complete) else "; rows are missing: call again to go on")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """A user's mistake is one line on stderr and exit status 2."""
+def experiments_main(argv: Sequence[str] | None = None) -> None:
+    """`dipddpm-jax experiments [REPORT] ...`: a user's mistake is one line on stderr and exit status 2."""
     with guarded("interrupted; what was measured is kept"):
-        run(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        print(measure_reports(tyro.cli(Experiments, args=words, prog="dipddpm-jax experiments")))
 
 
 if __name__ == "__main__":
-    main()
+    experiments_main()

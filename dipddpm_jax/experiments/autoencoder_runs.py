@@ -59,7 +59,7 @@ def pictures(size: Size) -> tuple[UInt8[Array, "n h w c"], UInt8[Array, "m h w c
     return tuple(jnp.asarray(data.load(size.data, split, image_size=size.side).images) for split in ("train", "test"))
 
 
-def make_loss(network: Any):
+def autoencoder_loss(network: Any):
     """loss(...) as make_train_step wants it: to return the clean picture from what the front makes of it (if there is
     one among the collections), at one random time for the whole batch."""
     def loss(params, collections, images, labels, t, eps, key, train):
@@ -76,7 +76,7 @@ ADAM = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)  # the rate is a 
 
 @functools.cache
 def _chunk(network: Any, batch: int):
-    step = training.make_train_step(make_loss(network), TIMES, ADAM, ema_decay=0.0, drop_rate=0.0)
+    step = training.make_train_step(autoencoder_loss(network), TIMES, ADAM, ema_decay=0.0, drop_rate=0.0)
     return training.make_chunk(step, batch, 50, PIXELS.encode)
 
 
@@ -100,7 +100,7 @@ def _train(chunk: Any, state: training.TrainState, size: Size, batch: int, epoch
 
 @functools.cache
 def _chunks(network: Any, batch: int):
-    """`_chunk` for many states at once."""
+    """`_chunk` for several states at once."""
     return jax.jit(jax.vmap(_chunk(network, batch), (0, None, None, None)))
 
 
@@ -129,7 +129,7 @@ def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyT
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def evaluate(
+def noisy_passes(
     network: Any, variables: PyTree, x: Float[Array, "n h w c"], times: Int[Array, "n passes"], key: Any
 ) -> Float[Array, "n h w c"]:
     """The report's denoise_image for each picture: ten passes at random times, noise in every block."""
@@ -177,14 +177,14 @@ def _judged(setting: Setting, size: Size, seed: int, network: Any, params: PyTre
     times = jnp.asarray(rng.integers(1, TIMES + 1, (size.draws, PASSES)))
     noisy = clean + 0.2 * jax.random.normal(jax.random.fold_in(key, 1), clean.shape)
     first = PIXELS.encode(train_images[:1])
-    once = evaluate(network, variables, first, times[:1], key)
-    ours, identity = (evaluate(network, v, clean, times, key) for v in (variables, nothing))
-    restored = evaluate(network, variables, noisy, times, key)
+    once = noisy_passes(network, variables, first, times[:1], key)
+    ours, identity = (noisy_passes(network, v, clean, times, key) for v in (variables, nothing))
+    restored = noisy_passes(network, variables, noisy, times, key)
     given = TwoConvs().apply({"params": fixed["front"]}, clean) if "front" in fixed else clean
-    single, single_control = (evaluate(network, v, x, times[:, :1], key) for v, x in ((variables, given),
+    single, single_control = (noisy_passes(network, v, x, times[:, :1], key) for v, x in ((variables, given),
                                                                                     (nothing, clean)))
     sigma = residual_denoiser.sigma_table(setting.sigmas, TIMES)
-    many, control, before, after = (np.asarray(metrics.psnr(clean, x, RANGE), np.float64)
+    passed, control, before, after = (np.asarray(metrics.psnr(clean, x, RANGE), np.float64)
                                     for x in (ours, identity, noisy, restored))
     floor = -10 * np.log10(size.blocks * np.sum(sigma[np.asarray(times) - 1] ** 2, 1) / RANGE**2)
     numbers = {
@@ -193,9 +193,9 @@ def _judged(setting: Setting, size: Size, seed: int, network: Any, params: PyTre
         "front_loss": 1e4 * front_losses[-1], "stuck": stuck,
         "single": float(jnp.mean(metrics.psnr(clean, single, RANGE))),
         "single_identity": float(jnp.mean(metrics.psnr(clean, single_control, RANGE))),
-        "many": np.median(many), "many_sd": many.std(ddof=1), "identity": np.median(control),
+        "ten_passes": np.median(passed), "ten_passes_sd": passed.std(ddof=1), "identity": np.median(control),
         "formula": np.median(floor),
-        "ssim_many": float(jnp.mean(metrics.ssim(clean, ours, RANGE))),
+        "ssim_ten_passes": float(jnp.mean(metrics.ssim(clean, ours, RANGE))),
         "ssim_identity": float(jnp.mean(metrics.ssim(clean, identity, RANGE))),
         "noisy": np.median(before), "denoised": np.median(after), "denoise_gain": np.median(after - before)}
     shown = np.concatenate([np.asarray(PIXELS.decode(x[:4])) for x in (clean, ours, identity, noisy, restored)])

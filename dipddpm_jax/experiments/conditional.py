@@ -20,14 +20,15 @@ from dipddpm_jax.experiments.labelled_runs import (
     measure_asked,
     model_of,
     scored_steps,
-    trained,
+    trained_run,
 )
 from dipddpm_jax.experiments.tables import Claim, Column, Measured, Report, Results, Row, Table, Verdict, verdict_above
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A run of the report; `guided` is not one: a tenth of the labels dropped in training, guidance 2 in drawing."""
+    """A run of the report; `guided` is not from it: a tenth of the labels dropped in training, guidance 2 when
+    drawing."""
 
     act: Literal["gelu", "relu"] = "gelu"
     schedule: Literal["linear_at_zero", "waves_at_zero"] = "linear_at_zero"
@@ -38,8 +39,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Size:
-    """Of the report's network: width, side of pictures, batch, steps in 400 epochs, learning rate, checkpoints scored,
-    transitions of the sampler. `digits`: width, batch, steps, learning rate."""
+    """The report's network and run: width, side of pictures, batch, steps in 400 epochs, learning rate, checkpoints
+    scored, transitions of the sampler. `digits`: width, batch, steps, learning rate."""
 
     width: int
     side: int
@@ -67,11 +68,11 @@ def measure_run(setting: Setting, size: Size, seed: int) -> Measured:
     """Trains as the report did, and scores the last checkpoints."""
     config = report_config(setting, size, seed)
     every, steps = scored_steps(config.steps, size.scored)
-    workdir = trained(config, every)
+    workdir = trained_run(config, every)
     curves, chosen, images = followed(workdir, steps, config.sampler, seed)
     losses = label_accuracy.training_losses(workdir)
     numbers = {
-        "held": label_accuracy.held_out_loss(workdir),
+        "held": label_accuracy.last_held_out_loss(workdir),
         "loss": np.mean([loss for step, loss in losses.items() if step > 0.95 * config.steps]),
         "test": curves["test"][-1], "new": curves["new_test"][-1], "test_mean": np.mean(curves["test"]),
         "new_mean": np.mean(curves["new_test"]), "mean": np.mean([curves["test"], curves["new_test"]]),
@@ -84,7 +85,7 @@ def measure_run(setting: Setting, size: Size, seed: int) -> Measured:
 
 
 def measure_digits(ask: Ask, size: Size, seed: int) -> Measured:
-    """TeaPearce's guided digits."""
+    """Report 004's second network: digits with classifier-free guidance, as in TeaPearce's script."""
     base, (width, batch, steps, rate) = PRESETS["teapearce"][1], size.digits
     most = min(ask.num_steps, 2 * size.num_steps)
     return measure_asked(replace(

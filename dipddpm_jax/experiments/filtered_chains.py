@@ -5,7 +5,7 @@ The DDPM is trained once a size and kept in the user's cache folder; seeds diffe
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,17 +22,19 @@ from dipddpm_jax.experiments import tables
 from dipddpm_jax.hybrids import filtered_start
 from dipddpm_jax.inverse import noise_level, noises, operators
 from dipddpm_jax.judging import judges
+from dipddpm_jax.judging.comparison import compare
 from dipddpm_jax.networks import SkipNet, SmallUNet
 from dipddpm_jax.types import Images
 
 SCHEDULE, PIXELS, MOST_PASSES, EPOCHS = schedules.linear(1000), training.Pixels(), 50, (5, 10, 15, 20)
 STEPS = (100, 200, 500, 900)
+TORCH_COLUMNS = ("torch_plain", "torch_filtered")
 Kind = Literal["noise", "DIP", "constant", "blurred", "scaled", "mean digit", "noised DIP", "DDIM"]
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a chain begins with; `passes` of the DIP."""
+    """What a chain begins with; `passes`: how often the DIP is applied to the noise."""
 
     kind: Kind
     passes: int = 2
@@ -62,6 +64,9 @@ class Size:
     most: int = 1000
 
 
+OtherWays = Callable[[Size, int], Mapping[str, Callable[[], object]]]
+
+
 @functools.cache
 def fitted_dip(seed: int) -> PyTree:
     """The report's DIP: 200 iterations towards one noisy digit at 32 x 32."""
@@ -88,7 +93,7 @@ def dip_outputs(seed: int, count: int) -> Float[Array, "n passes 28 28 1"]:
     return jax.jit(lambda noise: jax.lax.map(one, noise))(noise)
 
 
-def start(setting: Start, steps: int, seed: int, count: int) -> Images:
+def chain_start(setting: Start, steps: int, seed: int, count: int) -> Images:
     """x at time `steps`, in the range of the network."""
     key = jax.random.key(seed)
     noise = jax.random.normal(jax.random.fold_in(key, 2), (count, 28, 28, 1))
@@ -125,7 +130,7 @@ def _inside_loss(network: SmallUNet, variables: PyTree):
 
 
 def _train(size: Size, inside: bool) -> dict[str, np.ndarray]:
-    """Leaves of the parameters after each number of epochs, and the losses."""
+    """The network's parameters (leaves of the tree) after each number of epochs, and the losses."""
     network, optimizer = SmallUNet(widths=size.widths), optax.adam(1e-3)
     loss = _inside_loss(network, fitted_dip(0)) if inside else training.make_loss(
         network, SCHEDULE, "eps", jnp.dtype("float32"))
@@ -145,7 +150,7 @@ def _train(size: Size, inside: bool) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def trained(size: Size, inside: bool) -> dict[str, np.ndarray]:
+def trained_ddpm(size: Size, inside: bool) -> dict[str, np.ndarray]:
     """What `_train` gives, from the user's cache folder if it is there."""
     recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside}"
     name = f"report-001-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
@@ -154,10 +159,10 @@ def trained(size: Size, inside: bool) -> dict[str, np.ndarray]:
 
 @functools.cache
 def variables(size: Size, epochs: int, inside: bool) -> PyTree:
-    """Of the DDPM."""
+    """The variables of the DDPM after so many epochs."""
     example = training.init_state(SmallUNet(widths=size.widths), optax.identity(), jnp.zeros((1, 28, 28, 1)), None,
                                   jax.random.key(0))
-    stored, count = trained(size, inside), len(jax.tree.leaves(example.params))
+    stored, count = trained_ddpm(size, inside), len(jax.tree.leaves(example.params))
     leaves = [jnp.asarray(stored[f"{epochs}_{i:03d}"]) for i in range(count)]
     return {"params": jax.tree.unflatten(jax.tree.structure(example.params), leaves), **example.collections}
 
@@ -184,20 +189,21 @@ def chain(widths: tuple[int, int, int], steps: int, stride: int, ddim: bool = Fa
 @functools.cache
 def referee() -> tuple[judges.Judge, UInt8[np.ndarray, "n 28 28 1"]]:
     """The judge of digits, and held-out ones."""
-    return judges.load("digits"), data.load("mnist5k", "test").images
+    return judges.load_judge("digits"), data.load("mnist5k", "test").images
 
 
 def judged(images: UInt8[np.ndarray, "n 28 28 1"], seed: int) -> dict[str, float]:
-    """Distances to held-out digits in the judge's features, and how sure it is."""
+    """Distances to held-out digits in the judge's features, and the judge's mean confidence in its choices."""
     judge, real = referee()
     real = real[: 32 * len(images)]  # all of them but for smoke
-    found = judges.compare(judge, images, real, seed=seed, resamples=0)
-    return {"fd": found["fd"], "kid": 1000 * found["kid"], "floor": found["floor"], "sure": found["mean_confidence"],
+    found = compare(judge, images, real, seed=seed, splits=1)
+    return {"fd": found["fd"], "kid": 1000 * found["kid"], "floor": found["floor"],
+            "confidence": found["mean_confidence"],
             "noise": np.mean([noise_level.estimate_sigma(i / 255) for i in images])}
 
 
-def stretched(x: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
-    """As the report shows pictures; one of a single colour is black."""
+def stretched_as_reported(x: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Pictures as the report shows them, each stretched to its own range; one of a single colour is black."""
     flat = np.ptp(x, (1, 2, 3)) == 0
     return plots.stretched(np.where(flat[:, None, None, None], np.linspace(0, 1, 28)[:, None], x))
 
@@ -209,7 +215,7 @@ def measure_starts(settings: Sequence[Start], size: Size, seeds: Sequence[int]) 
                             for seed in seeds])
     weights, drawn, ddim = variables(size, 20, False), {}, settings[0].kind == "DDIM"
     for steps in STEPS:
-        begin = jnp.concatenate([start(setting, steps, seed, size.count) for setting, seed in cells])
+        begin = jnp.concatenate([chain_start(setting, steps, seed, size.count) for setting, seed in cells])
         batch, whole = devices.spread((begin, keys), weights)
         for clip in (True, False):
             images = chain(size.widths, min(steps, size.most), size.stride, ddim, clip)(whole, *batch)
@@ -219,15 +225,15 @@ def measure_starts(settings: Sequence[Start], size: Size, seeds: Sequence[int]) 
 
 
 def _judged_start(setting: Start, seed: int, size: Size, drawn: dict[tuple[int, bool], np.ndarray]) -> tables.Measured:
-    """Of one start, the samples by the number of steps; the clipped ones are bytes."""
+    """The numbers of one start; `drawn` holds its samples by (steps, clipped?), the clipped ones as bytes."""
     numbers, shown = {}, []
     for steps in STEPS:
         numbers |= {f"{name}{steps}": value for name, value in judged(drawn[steps, True], seed).items()}
-        numbers[f"fd_shown{steps}"] = judged(stretched(drawn[steps, False]), seed)["fd"]
+        numbers[f"fd_shown{steps}"] = judged(stretched_as_reported(drawn[steps, False]), seed)["fd"]
         shown.append(drawn[steps, True][: min(8, size.count)])
-    first = np.asarray(start(setting, 500, seed, size.count))
-    rough = np.mean([noise_level.estimate_sigma(x) for x in first])
-    numbers |= {"mean": first.mean(), "sd": first.std(), "rough": rough}
+    first = np.asarray(chain_start(setting, 500, seed, size.count))
+    fine_noise = np.mean([noise_level.estimate_sigma(x) for x in first])
+    numbers |= {"mean": first.mean(), "sd": first.std(), "fine_noise": fine_noise}
     sheet = plots.tile(np.concatenate(shown), len(shown[0]))
     return tables.Measured(numbers, {}, {f"rows: {', '.join(map(str, STEPS))} steps": sheet})
 
@@ -235,10 +241,10 @@ def _judged_start(setting: Start, seed: int, size: Size, drawn: dict[tuple[int, 
 def measure_length(setting: Length, size: Size, seed: int) -> tables.Measured:
     """Other networks: fewer epochs, or the DIP inside training."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
-    x = start(Start("DIP", 2 if setting.steps == 1000 else 3), setting.steps, seed, size.count)
+    x = chain_start(Start("DIP", 2 if setting.steps == 1000 else 3), setting.steps, seed, size.count)
     weights = variables(size, setting.epochs, setting.inside)
     images = np.asarray(PIXELS.decode(chain(size.widths, min(setting.steps, size.most), size.stride)(weights, x, keys)))
-    losses = trained(size, setting.inside)["losses"][: max(1, size.steps * setting.epochs // EPOCHS[-1])]
+    losses = trained_ddpm(size, setting.inside)["losses"][: max(1, size.steps * setting.epochs // EPOCHS[-1])]
     sheet = plots.tile(images[:8], min(8, size.count))
     return tables.Measured({**judged(images, seed), "loss": losses[-100:].mean()}, {}, {"samples": sheet})
 
@@ -248,35 +254,18 @@ def _begin(prior: PyTree, noise: Images) -> Float[Array, "b 28 28 1"]:
     return filtered_start.filtered_noise(SkipNet(), prior, noise, 2, 28)
 
 
-def torch_ways(size: Size, steps: int) -> dict[str, Callable[[], object]]:
-    """The same two ways in eager PyTorch, by the reference beside this package; nothing without either of them."""
-    try:
-        import torch
-
-        from benchmarks.torch_reference import diffusion, skip_net, system001
-    except ImportError:
-        return {}
-    chain_table = diffusion.linear_tables(1e-4, 0.02, 1000)
-    network, prior = system001.UNet(widths=size.widths).eval(), skip_net.skip_net(1, 1, **skip_net.SYSTEM001)
-
-    def generate(x: "torch.Tensor") -> object:
-        return system001.generate(network, chain_table, x, range(steps - 1, -1, -1))
-
-    return {"torch_plain": lambda: generate(torch.randn(1, 1, 28, 28)),
-            "torch_filtered": lambda: generate(system001.start_noise(prior, torch.randn(1, 1, 32, 32), 2))}
-
-
-def measure_time(setting: Length, size: Size, seed: int) -> tables.Measured:
+def measure_time(setting: Length, size: Size, seed: int, others: OtherWays | None = None) -> tables.Measured:
     """Seconds (of the clock) for one picture, all times visited; medians of several, taken in turns, compilation
-    apart. PyTorch's are nan where it is not installed or the reference is not there."""
+    apart. `others(size, steps)` are timed too, by the names of columns: PyTorch's, which are nan where nobody gives
+    them (`benchmarks/report_001_times.py` does)."""
     weights, steps = variables(size, 20, False), min(setting.steps, size.most)
     run = chain(size.widths, steps, min(1000 // size.most, size.stride), clip=False)
     keys = jax.random.split(jax.random.key(seed), 1)
     prior = fitted_dip(seed)
     plain, noise = (jax.random.normal(jax.random.key(seed), (1, side, side, 1)) for side in (28, 32))
     ways = {"plain": lambda: run(weights, plain, keys), "filtered": lambda: run(weights, _begin(prior, noise), keys),
-            **torch_ways(size, steps)}
-    seconds: dict[str, list[float]] = {"torch_plain": [], "torch_filtered": [], **{name: [] for name in ways}}
+            **(others(size, steps) if others else {})}
+    seconds: dict[str, list[float]] = {**{name: [] for name in TORCH_COLUMNS}, **{name: [] for name in ways}}
     for repeat in range(size.repeats + 1):
         for name, way in ways.items():
             began = time.perf_counter()

@@ -44,8 +44,10 @@ START_COLUMNS = (
     Column(f"floor{STEPS[0]}", "FD of real digits, as many", "control", 1),
     *(Column(f"fd_shown{steps}", f"FD as the report shows pictures, {steps} steps", "as reported", 1)
       for steps in (200, 500)),
-    *(Column(f"sure{steps}", f"the judge's confidence, {steps} steps", "sound") for steps in (200, 500)),
-    Column("sd", "deviation of the start", "control"), Column("rough", "its roughness", "control"))
+    *(Column(f"confidence{steps}", f"the judge's confidence, {steps} steps", "sound") for steps in (200, 500)),
+    Column("sd", "standard deviation of the start", "control"),
+    Column("fine_noise", "fine noise in the start, estimated", "control"))
+OLD_KEYS = {"sure": "confidence", "rough": "fine_noise", **{f"sure{steps}": f"confidence{steps}" for steps in STEPS}}
 
 SECONDS = {
     "plain": (0.644, 1.246, 1.846, 2.487, 3.152, 4.570, 4.311, 5.400, 6.053, 6.450),
@@ -59,7 +61,7 @@ LENGTHS = (*(Row(f"{epochs} epochs, k = 3, 500 steps", Length(500, epochs)) for 
 
 
 def _fewer(results: Results, a: str, b: str, steps: int, least: float = 0.0) -> Verdict:
-    """That a's distance is below b's."""
+    """The verdict on a's Frechet distance being below b's."""
     what = f"FD of \"{b}\" less FD of \"{a}\", {steps} steps"
     return verdict_above(what, results.difference(b, a, f"fd{steps}"), least)
 
@@ -152,7 +154,7 @@ LENGTH_CLAIMS = (
 )
 LENGTH_COLUMNS = (
     Column("fd", "FD(digits)", "sound", 1), Column("floor", "FD of real digits, as many", "control", 1),
-    Column("sure", "the judge's confidence", "sound"), Column("noise", "noise in the pictures", "sound", 3),
+    Column("confidence", "the judge's confidence", "sound"), Column("noise", "noise in the pictures", "sound", 3),
     Column("loss", "loss at the end of training", "as reported", 3))
 TABLES = (
     Table("starts", "What a shortened chain begins with", "The report shortens the chain by beginning it later: S "
@@ -164,13 +166,13 @@ TABLES = (
           "not, and stretches each picture from its darkest to its lightest value.",
           STARTS, START_COLUMNS, Together(measure_starts, lambda setting: setting.kind == "DDIM", len(STARTS) - 1),
           START_CLAIMS,
-          (Plot("passes", "FD against the number of passes.", _pass_curves, "k", "FD(digits)"),)),
+          (Plot("passes", "FD against the number of passes.", _pass_curves, "k", "FD(digits)"),), old_keys=OLD_KEYS),
     Table("lengths", "Epochs of the DDPM, and a DIP inside its training", "In the second experiment every noisy "
           "picture passes the DIP twice before the network in training sees it, which still has to name the noise.",
-          LENGTHS, LENGTH_COLUMNS, measure_length, LENGTH_CLAIMS),
+          LENGTHS, LENGTH_COLUMNS, measure_length, LENGTH_CLAIMS, old_keys=OLD_KEYS),
     Table("time", "Seconds for one picture", "All steps are taken here. Printed are single runs on a T4; ours are "
           "medians by the clock, without compilation, and so are those of eager PyTorch, taken in turns with ours on "
-          "the same machine (with the reference in `benchmarks/`, where PyTorch is installed). A DIP can only add time "
+          "the same machine (by `python benchmarks/report_001_times.py`). A DIP can only add time "
           "at equal steps. PyTorch compiled, and larger batches: [the speed table](speed.md).", TIMES,
           (Column("plain", "DDPM, s", "as reported", 3), Column("filtered", "DIP and DDPM, s", "as reported", 3),
            Column("torch_plain", "DDPM in PyTorch, s", "as reported", 3),

@@ -35,7 +35,7 @@ class Ask:
     of: Literal["lists", "pairs", "digits"] = "lists"
 
 
-def trained(config: TrainConfig, keep_every: int) -> Path:
+def trained_run(config: TrainConfig, keep_every: int) -> Path:
     """The run of a configuration in the user's cache folder: found there, gone on with, or begun."""
     config = replace(config, keep_every=keep_every)
     name = hashlib.sha256(json.dumps(saved.to_json(config)).encode()).hexdigest()[:12]
@@ -53,7 +53,7 @@ def trained(config: TrainConfig, keep_every: int) -> Path:
 def model_of(workdir: Path, step: int) -> tuple[Model, judges.Judge]:
     """The model of a checkpoint, and who says what its pictures show."""
     model = load_run(workdir, step)
-    return model, label_accuracy.judge_for(model.config, model.facts, None)
+    return model, label_accuracy.judge_of_model(model.config, model.facts, None)
 
 
 def accuracies(
@@ -93,7 +93,7 @@ def followed(
 
 def measure_asked(config: TrainConfig, ask: Ask, most: int, seed: int) -> Measured:
     """One trained model, drawn from with at most `most` transitions; `seed` is that of the noise."""
-    workdir = trained(config, max(config.steps // 10, 1))
+    workdir = trained_run(config, max(config.steps // 10, 1))
     sampler = replace(config.sampler, guidance=ask.guidance, compose=ask.compose,
                       num_steps=min(ask.num_steps, most))
     known = lists_for(workdir)

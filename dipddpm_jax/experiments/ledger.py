@@ -19,12 +19,12 @@ Cell = tuple[Table, Row, int]  # and a seed
 
 
 def clock() -> float:
-    """Seconds; of the processor where it computes, so that neighbours on a shared machine do not count."""
+    """Seconds: of processor time on a CPU, so that neighbours on a shared machine do not count, else of the clock."""
     return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
 
 
 def fingerprint(setting: Any, size: Any) -> str:
-    """Of all that a line depends on besides its seed."""
+    """A hash (12 hexadecimal digits) of all that a result line depends on besides its seed."""
     return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
 
 
@@ -35,7 +35,8 @@ def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Lin
     for line in lines:
         if (line["report"], line["table"], line["budget"]) == (report.name, table.name, budget) and \
                 wanted.get(line["row"]) == line["setting"]:
-            found.setdefault(line["row"], {})[line["seed"]] = line
+            numbers = {table.old_keys.get(key, key): value for key, value in line["numbers"].items()}
+            found.setdefault(line["row"], {})[line["seed"]] = {**line, "numbers": numbers}
     return Results(found)
 
 
@@ -48,7 +49,7 @@ def _slug(text: str) -> str:
 
 
 def _group(cells: Sequence[Cell]) -> list[Cell]:
-    """The first cell, and those that one program measures with it."""
+    """The first cell, and the others that its compiled program can measure at the same time."""
     table, row, _ = cells[0]
     how = table.measure
     if not isinstance(how, Together):
@@ -89,18 +90,22 @@ def chosen_rows(report: Report, patterns: Sequence[str]) -> list[tuple[Table, Ro
             if not patterns or any(fnmatch(f"{table.name}/{row.name}", pattern) for pattern in patterns)]
 
 
+def _counts(line: Line | None, needed: Sequence[str]) -> bool:
+    return line is not None and all(line["numbers"].get(name) is not None for name in needed)
+
+
 def complete(
     report: Report, budget: Budget, out: Path, patterns: Sequence[str] = (), seeds: int | None = None,
-    minutes: float = np.inf,
+    minutes: float = np.inf, needed: Sequence[str] = (),
 ) -> bool:
     """Measures what results.jsonl lacks, seed by seed, what belongs together at once; begins nothing after so many
-    minutes. True when all is there."""
+    minutes. A line that lacks one of the numbers `needed` does not count. True when all is there. Raises OSError."""
     file, began = out / "results.jsonl", time.monotonic()
     lines = records.read_lines(file)
     done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
     counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
     cells = [(table, row, seed) for seed in range(max(counts.values())) for table, row in chosen_rows(report, patterns)
-             if seed < counts[table.name] and seed not in done[table.name].get(row.name, {})]
+             if seed < counts[table.name] and not _counts(done[table.name].get(row.name, {}).get(seed), needed)]
     while cells:
         if time.monotonic() - began > 60 * minutes:
             return False

@@ -20,6 +20,7 @@ from dipddpm_jax.experiments.tables import (
     Table,
     Verdict,
 )
+from dipddpm_jax.files import write_text
 
 COMMAND = "python -m dipddpm_jax.experiments"
 
@@ -172,10 +173,10 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
         f"rows, pictures, machines and seeds. Rebuilt by `{COMMAND} all`, from `results.jsonl`.", ""])
 
 
-def write(reports: Sequence[Report], out: Path) -> None:
+def write_pages(reports: Sequence[Report], out: Path) -> None:
     """Writes REPORT.md of every report with results, and README.md."""
     lines = records.read_lines(out / "results.jsonl")
     for report in reports:
         if any(line["report"] == report.name for line in lines):
-            (out / f"{report.name}.md").write_text(report_page(report, lines, out))
-    (out / "README.md").write_text(card(reports, lines))
+            write_text(out / f"{report.name}.md", report_page(report, lines, out))
+    write_text(out / "README.md", card(reports, lines))

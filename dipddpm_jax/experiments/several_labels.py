@@ -19,7 +19,7 @@ from dipddpm_jax.experiments.labelled_runs import (
     followed,
     measure_asked,
     model_of,
-    trained,
+    trained_run,
 )
 from dipddpm_jax.experiments.tables import Column, Measured, Plot, Report, Row, Table
 
@@ -29,7 +29,7 @@ MODEL = "recommended model"
 
 @dataclass(frozen=True)
 class Size:
-    """Width, patch, side of pictures, batch, steps; most transitions of the sampler."""
+    """The network's width and patch, side of pictures, batch, training steps; most transitions of the sampler."""
 
     width: int
     patch: int
@@ -48,15 +48,15 @@ def model_config(size: Size, seed: int = 0) -> TrainConfig:
 
 
 def measure_model(ask: Ask, size: Size, seed: int) -> Measured:
-    """The model of seed 0; `seed` is that of the noise."""
+    """Label accuracy of the model trained with seed 0; `seed` is that of the noise."""
     return measure_asked(model_config(size), ask, size.most, seed)
 
 
 def measure_checkpoints(ask: Ask, size: Size, seed: int) -> Measured:
-    """Every kept checkpoint; `seed` is that of training and of the noise."""
+    """Label accuracy of every kept checkpoint; `seed` is that of training and of the noise."""
     config = model_config(size, seed)
     every = max(config.steps // 10, 1)
-    workdir = trained(config, every)
+    workdir = trained_run(config, every)
     steps = [step for step in checkpoints.steps(workdir / "checkpoints") if step % every == 0]
     sampler = replace(config.sampler, guidance=ask.guidance, num_steps=min(ask.num_steps, size.most))
     curves, chosen, images = followed(workdir, steps, sampler, seed)

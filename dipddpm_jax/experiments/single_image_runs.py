@@ -46,7 +46,7 @@ class Size:
     samples: int
 
 
-def make_schedule(table: str) -> schedules.NoiseSchedule:
+def report_schedule(table: str) -> schedules.NoiseSchedule:
     """The tables of the report; the first 501 entries of 1000 are the 1000 as far as times up to 501 go."""
     return schedules.linear(501 if table == "501" else 1000, last_beta=0.01)
 
@@ -60,7 +60,7 @@ def _tables(schedule: schedules.NoiseSchedule, times: int) -> dict[str, Array]:
 
 @functools.cache
 def _chunks(batch: int, size: Size):
-    """Training of many; the schedule is among the collections, so that one program serves all."""
+    """Training of several networks at once; the schedule is among the collections, so that one program serves all."""
     network = AttentionUNet(10, size.widths, size.time_dim)
 
     def loss(params, collections, images, labels, t, eps, key, train):
@@ -78,7 +78,7 @@ def _chunks(batch: int, size: Size):
 @functools.cache
 def _chain(table: str, times: int, size: Size):
     """x at time `times` -> x at time 0, without noise in the last two transitions, as the report's code has it."""
-    schedule, network = make_schedule(table), AttentionUNet(10, size.widths, size.time_dim)
+    schedule, network = report_schedule(table), AttentionUNet(10, size.widths, size.time_dim)
 
     @jax.jit
     def run(variables: PyTree, x: Images, labels: Array, keys: Array) -> Images:
@@ -120,7 +120,7 @@ def _estimate(seed: int, size: Size) -> UInt8[np.ndarray, "1 28 28 1"]:
     return dip_picture(seed, 2000 // size.fewer)
 
 
-def train(settings: Sequence[Setting], size: Size, seeds: Sequence[int]):
+def train_all(settings: Sequence[Setting], size: Size, seeds: Sequence[int]):
     """(variables, loss of every step) of each, in one program."""
     batch = settings[0].batch
     network, chunk = _chunks(batch, size)
@@ -130,7 +130,7 @@ def train(settings: Sequence[Setting], size: Size, seeds: Sequence[int]):
         labels = jnp.full(batch, digit_of(seed)[1])
         state = training.init_state(network, ADAM, PIXELS.encode(jnp.asarray(picture)), labels[:1],
                                     jax.random.key(seed + 1000 * setting.run))
-        table = _tables(make_schedule(setting.table), setting.times)
+        table = _tables(report_schedule(setting.table), setting.times)
         return (state._replace(collections={**state.collections, "tables": table}), np.repeat(picture, batch, 0),
                 labels)
 
@@ -147,19 +147,19 @@ def train(settings: Sequence[Setting], size: Size, seeds: Sequence[int]):
 def measure(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """Runs of one program, sampled from pure noise as in the report, and from the noised DIP picture."""
     return [_sampled(setting, size, seed, *trained)
-            for setting, seed, trained in zip(settings, seeds, train(settings, size, seeds))]
+            for setting, seed, trained in zip(settings, seeds, train_all(settings, size, seeds))]
 
 
 def _sampled(setting: Setting, size: Size, seed: int, variables: PyTree, losses: Float[np.ndarray, "n"]) -> Measured:
     (clean, label), estimate = digit_of(seed), _estimate(seed, size)
-    schedule, run = make_schedule(setting.table), seed + 1000 * setting.run
+    schedule, run = report_schedule(setting.table), seed + 1000 * setting.run
     keys = jax.random.split(jax.random.key(run), size.samples)
     eps = jax.random.normal(jax.random.key(run + 1), (size.samples, *clean.shape[1:]))
     x0 = PIXELS.encode(jnp.repeat(jnp.asarray(estimate), size.samples, 0))
-    right = forward.add_noise(schedule, x0, jnp.int32(setting.times), eps)
+    noised = forward.add_noise(schedule, x0, jnp.int32(setting.times), eps)
     labels = jnp.full(size.samples, label)
     chain = _chain("501" if setting.table == "501" else "1000", setting.times, size)
-    drawn = [np.asarray(PIXELS.decode(chain(variables, x, labels, keys))) for x in (eps, right)]
+    drawn = [np.asarray(PIXELS.decode(chain(variables, x, labels, keys))) for x in (eps, noised)]
 
     def psnr(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n"]:
         same = np.broadcast_to(clean, images.shape)
@@ -167,10 +167,11 @@ def _sampled(setting: Setting, size: Size, seed: int, variables: PyTree, losses:
 
     late = losses[-len(losses) // 4 :]
     numbers = {
-        "psnr": psnr(drawn[0])[0], "many": psnr(drawn[0]).mean(), "many_sd": psnr(drawn[0]).std(),
-        "right": psnr(drawn[1]).mean(), "right_sd": psnr(drawn[1]).std(), "black": psnr(np.zeros_like(clean))[0],
+        "psnr": psnr(drawn[0])[0], "samples": psnr(drawn[0]).mean(), "samples_sd": psnr(drawn[0]).std(),
+        "noised_start": psnr(drawn[1]).mean(), "noised_start_sd": psnr(drawn[1]).std(),
+        "black": psnr(np.zeros_like(clean))[0],
         "dip": psnr(estimate)[0], "signal": schedule.signal_scale(jnp.int32(setting.times)),
-        "loss": late.mean(), "unrest": late.std() / late.mean()}
+        "loss": late.mean(), "loss_variation": late.std() / late.mean()}
     bins = [part.mean() for part in np.array_split(losses, BINS)]
     shown = min(5, size.samples)
     sheet = plots.tile(np.concatenate([clean, estimate, drawn[0][:shown], drawn[1][:shown]]), 2 + 2 * shown)

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree, UInt8
+from jaxtyping import PyTree
 
 from dipddpm_jax import dip, plots
 from dipddpm_jax.commands import fits
 from dipddpm_jax.commands.staged import WIDTHS
 from dipddpm_jax.data.photographs import photograph
-from dipddpm_jax.data.pictures import square
+from dipddpm_jax.data.pictures import square, to_bytes
 from dipddpm_jax.dip import stopping, study
 from dipddpm_jax.dip.staged import Stage, staged_fit, staged_fits
 from dipddpm_jax.experiments.tables import Measured
 from dipddpm_jax.inverse import noises, operators
-from dipddpm_jax.judging import metrics
+from dipddpm_jax.judging.metrics import clipped_psnr, clipped_ssim
 from dipddpm_jax.networks import ConvStack, SkipNet
 from dipddpm_jax.types import Image
 
@@ -58,7 +58,7 @@ class Size:
     failure_thinner: int = 1
 
 
-def picture(name: str, side: int) -> Image:
+def photograph_at(name: str, side: int) -> Image:
     """A colour photograph in [0, 1]."""
     return jnp.asarray(square(photograph(name), side), jnp.float32) / 255
 
@@ -66,16 +66,6 @@ def picture(name: str, side: int) -> Image:
 def noisy(clean: Image, level: float, seed: int, draw: int) -> Image:
     """Clean + level * N(0, 1), clipped; the same draw for every row."""
     return noises.add_gaussian(jax.random.fold_in(jax.random.key(seed), draw), clean, level)
-
-
-def psnr(clean: Image, output: Image) -> float:
-    """Of a clipped picture."""
-    return float(metrics.psnr(clean[None], jnp.clip(output, 0, 1)[None])[0])
-
-
-def ssim(clean: Image, output: Image) -> float:
-    """Of a clipped picture."""
-    return float(metrics.ssim(clean[None], jnp.clip(output, 0, 1)[None])[0])
 
 
 @functools.cache
@@ -137,49 +127,45 @@ def program(setting: Setting) -> tuple:
 def measure(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """Fits of one program, scored as the report did and at one noise level for all, on noise they have not seen."""
     widths = tuple(w // size.thinner for w in WIDTHS[settings[0].layers])
-    fitted = _fitted(settings, picture("astronaut", size.side), widths, size.fewer, seeds)
+    fitted = _fitted(settings, photograph_at("astronaut", size.side), widths, size.fewer, seeds)
     return [_scored(*cell, widths, size.side) for cell in zip(settings, fitted, seeds)]
 
 
 def _scored(setting: Setting, fitted: Fitted, seed: int, widths: tuple[int, ...], side: int) -> Measured:
-    clean, other = picture("astronaut", side), picture("coffee", side)
+    clean, other = photograph_at("astronaut", side), photograph_at("coffee", side)
     params, codes, planned, kept = fitted
     looks, outputs = _looks(kept), [result.output for result, _ in kept]
     best = np.maximum.accumulate([stage.max() for stage in looks])
-    inputs = [psnr(clean, code) for code in codes]
+    inputs = [clipped_psnr(clean, code) for code in codes]
     model = functools.partial(_apply(widths), params)
     # the report runs the traditional network once more, and takes the others' last evaluation
     final = model(codes[-1]) if len(codes) == 1 else outputs[-1]
     fresh, other_noisy = noisy(clean, SIGMA, seed, 100), noisy(other, SIGMA, seed, 101)
-    constant = psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
+    constant = clipped_psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
     ran = sum(int(np.sum(curves["active"])) for _, curves in kept)
     numbers = {
-        "psnr": psnr(clean, final), "ssim": ssim(clean, final), "input": inputs[-1],
-        "gain": psnr(clean, final) - inputs[-1], "mean_psnr": np.mean(best),
-        "mean_ssim": np.mean([ssim(clean, output) for output in outputs]), "mean_input": np.mean(inputs),
-        "fresh": psnr(clean, model(fresh)), "fresh_input": psnr(clean, fresh),
-        "other": psnr(other, model(other_noisy)), "other_input": psnr(other, other_noisy), "constant": constant,
+        "psnr": clipped_psnr(clean, final), "ssim": clipped_ssim(clean, final), "input": inputs[-1],
+        "gain": clipped_psnr(clean, final) - inputs[-1], "mean_psnr": np.mean(best),
+        "mean_ssim": np.mean([clipped_ssim(clean, output) for output in outputs]), "mean_input": np.mean(inputs),
+        "fresh": clipped_psnr(clean, model(fresh)), "fresh_input": clipped_psnr(clean, fresh),
+        "other": clipped_psnr(other, model(other_noisy)), "other_input": clipped_psnr(other, other_noisy),
+        "constant": constant,
         "share": ran / planned,
-        "failed": float(psnr(clean, model(fresh)) < constant + 1)}
-    sheet = plots.tile(_shown([codes[-1], final, fresh, model(fresh), clean]), 5)
+        "failed": float(clipped_psnr(clean, model(fresh)) < constant + 1)}
+    sheet = plots.tile(to_bytes(np.stack([codes[-1], final, fresh, model(fresh), clean])), 5)
     caption = "from left: last input, its output, fresh noise of 0.1, its output, clean"
     shown = {caption: sheet} if max(setting.epochs) != 200 and 500 not in setting.epochs else {}
     return Measured(numbers, {"psnr": np.concatenate(looks).tolist()}, shown)
 
 
-def _shown(pictures: list[Image]) -> UInt8[np.ndarray, "n h w c"]:
-    """[0, 1] to bytes."""
-    return np.round(np.clip(np.stack([np.asarray(x) for x in pictures]), 0, 1) * 255).astype(np.uint8)
-
-
 def measure_failures(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """The first stage only, at the report's own widths: does the network die?"""
-    clean = picture("astronaut", size.failure_side)
+    clean = photograph_at("astronaut", size.failure_side)
     widths = tuple(w // size.failure_thinner for w in WIDTHS[settings[0].layers])
-    constant = psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
+    constant = clipped_psnr(clean, jnp.broadcast_to(clean.mean((0, 1), keepdims=True), clean.shape))
 
     def scored(fitted: Fitted, seed: int) -> Measured:
-        fresh = psnr(clean, _apply(widths)(fitted.params, noisy(clean, SIGMA, seed, 100)))
+        fresh = clipped_psnr(clean, _apply(widths)(fitted.params, noisy(clean, SIGMA, seed, 100)))
         return Measured({"failed": float(fresh < constant + 1), "fresh": fresh, "constant": constant})
 
     return [scored(*cell) for cell in zip(_fitted(settings, clean, widths, max(1, size.fewer // 10), seeds), seeds)]
@@ -187,7 +173,7 @@ def measure_failures(settings: Sequence[Setting], size: Size, seeds: Sequence[in
 
 def measure_honest(setting: Honest, size: Size, seed: int) -> Measured:
     """Restoring a photograph with noise of 0.1 without being shown the answer."""
-    clean = picture("astronaut", size.side)
+    clean = photograph_at("astronaut", size.side)
     measurement = noisy(clean, SIGMA, seed, 100)
     key, sigma = jax.random.key(seed), jnp.float32(SIGMA)
     widths = tuple(w // size.thinner for w in WIDTHS[3])
@@ -202,9 +188,10 @@ def measure_honest(setting: Honest, size: Size, seed: int) -> Measured:
         output = kept[-1][0].output
     else:
         output = _dip(measurement, clean, size, key)
-    sheet = plots.tile(_shown([measurement, output, clean]), 3)
-    return Measured({"psnr": psnr(clean, output), "ssim": ssim(clean, output), "input": psnr(clean, measurement),
-                     "input_ssim": ssim(clean, measurement), "gain": psnr(clean, output) - psnr(clean, measurement)},
+    sheet = plots.tile(to_bytes(np.stack([measurement, output, clean])), 3)
+    restored, given = clipped_psnr(clean, output), clipped_psnr(clean, measurement)
+    return Measured({"psnr": restored, "ssim": clipped_ssim(clean, output), "input": given,
+                     "input_ssim": clipped_ssim(clean, measurement), "gain": restored - given},
                     {}, {"from left: noisy, restored, clean": sheet})
 
 

@@ -89,7 +89,8 @@ class Together(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are measured alike. `seeds` overrides the report's number of seeds at a budget."""
+    """Rows that are measured alike. `seeds` overrides the report's number of seeds at a budget; `old_keys` are former
+    names of numbers, as older result lines have them, with what they are called now."""
 
     name: str
     title: str
@@ -100,6 +101,7 @@ class Table:
     claims: tuple[Claim, ...] = ()
     plots: tuple[Plot, ...] = ()
     seeds: Mapping[Budget, int] = field(default_factory=dict)
+    old_keys: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Results(NamedTuple):
         return {seed: np.nan if value is None else value for seed, value in found.items()}
 
     def mean(self, row: str, key: str) -> float:
-        """Over seeds."""
+        """A number's mean over the seeds of a row. Raises NotMeasured."""
         return float(np.mean(list(self.of(row, key).values())))
 
     def difference(self, a: str, b: str, key: str, key_b: str | None = None) -> Difference:
@@ -173,15 +175,15 @@ class Results(NamedTuple):
 
 
 def verdict_above(what: str, difference: Difference, least: float = 0.0) -> Verdict:
-    """Of a claim that `difference` is positive: it does not hold when the whole interval is below `least` (a difference
-    that nobody would see), holds when the whole interval is above 0, and cannot be told otherwise."""
+    """The verdict on a claim that `difference` is positive. It does not hold when the whole interval is below `least`
+    (a difference that nobody would see), holds when the whole interval is above 0, and cannot be told otherwise."""
     low, high = difference.mean - difference.margin, difference.mean + difference.margin
     answer: Answer = "does not hold" if high < least or high <= 0 else "holds" if low > 0 else "cannot be told"
     return Verdict(answer, f"{what}: {difference}")
 
 
 def verdict_all(*verdicts: Verdict) -> Verdict:
-    """Of a claim that needs all of several."""
+    """The verdict on a claim that holds only if several others do."""
     answers = [found.answer for found in verdicts]
     answer: Answer = next((a for a in ("does not hold", "cannot be told") if a in answers), "holds")
     return Verdict(answer, "; ".join(found.why for found in verdicts))

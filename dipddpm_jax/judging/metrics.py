@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dipddpm_jax.types import Images, UserError
+from dipddpm_jax.errors import UserError
+from dipddpm_jax.types import Image, Images
 
 BLOCK = 1000  # rows of a kernel matrix held at once
 
@@ -43,6 +44,16 @@ def ssim(a: Images, b: Images, data_range: Float[Array, ""] | float = 1.0) -> Fl
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return jnp.mean(similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)), (1, 2, 3))
+
+
+def clipped_psnr(clean: Image, picture: Image) -> float:
+    """PSNR in dB of one picture in [0, 1]; what lies outside is clipped. Infinite where nothing differs."""
+    return float(psnr(jnp.asarray(clean)[None], jnp.clip(jnp.asarray(picture), 0, 1)[None])[0])
+
+
+def clipped_ssim(clean: Image, picture: Image) -> float:
+    """SSIM of one picture in [0, 1]; what lies outside is clipped. Raises ValueError for sides below 7."""
+    return float(ssim(jnp.asarray(clean)[None], jnp.clip(jnp.asarray(picture), 0, 1)[None])[0])
 
 
 def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
@@ -80,6 +91,50 @@ def kernel_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) ->
         return (total(x, x) - (((x**2).sum(1) / x.shape[1] + 1) ** 3).sum()) / (len(x) * (len(x) - 1))
 
     return float(within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b)))
+
+
+def frechet_influence(
+    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m"]]:
+    """Influence of each row on `frechet_distance`, its derivative with respect to the row's weight but for a constant:
+    2 (mu_a - mu_b).(x - mu_a) + (x - mu_a)' (1 - T) (x - mu_a), T = A^(-1/2) (A^(1/2) B A^(1/2))^(1/2) A^(-1/2), the
+    optimal transport from one Gaussian to the other; for rows of b the same with T's inverse. Directions without
+    variance are left out."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    size = a.shape[1]
+    root, inverse = _roots(np.cov(a.T, ddof=1).reshape(size, size))
+    middle, middle_inverse = _roots(root @ np.cov(b.T, ddof=1).reshape(size, size) @ root)
+    shift, found = a.mean(0) - b.mean(0), []
+    for rows, sign, transport in ((a, 1, inverse @ middle @ inverse), (b, -1, root @ middle_inverse @ root)):
+        centred = rows - rows.mean(0)
+        found.append(2 * sign * centred @ shift + (centred @ (np.eye(size) - transport) * centred).sum(1))
+    return found[0], found[1]
+
+
+def _roots(matrix: Float[np.ndarray, "d d"]) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
+    """Square root of a symmetric positive semidefinite matrix, and the pseudo-inverse of that root."""
+    values, vectors = np.linalg.eigh(matrix)
+    values = np.where(values > 1e-10 * max(values.max(), 0.0), values, 0.0)
+    inverse = np.divide(1, np.sqrt(values), out=np.zeros_like(values), where=values > 0)
+    return (vectors * np.sqrt(values)) @ vectors.T, (vectors * inverse) @ vectors.T
+
+
+def kernel_influence(
+    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m"]]:
+    """Influence of each row on `kernel_distance`, but for a constant: 2 (mean of k(x, others of its set) - mean of
+    k(x, the other set)), the first term of the statistic's Hoeffding decomposition."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+
+    def mean(x, y):  # of k(row of x, each of y)
+        blocks = [((x[i : i + BLOCK] @ y.T / x.shape[1] + 1) ** 3).sum(1) for i in range(0, len(x), BLOCK)]
+        return np.concatenate(blocks) / len(y)
+
+    def within(x):
+        own = ((x**2).sum(1) / x.shape[1] + 1) ** 3
+        return (len(x) * mean(x, x) - own) / (len(x) - 1)
+
+    return 2 * (within(a) - mean(a, b)), 2 * (within(b) - mean(b, a))
 
 
 def label_accuracy(scores: Float[np.ndarray, "n k"], wanted: Float[np.ndarray, "n k"]) -> float:

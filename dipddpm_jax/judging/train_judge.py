@@ -15,12 +15,12 @@ from tqdm import tqdm
 from dipddpm_jax import checkpoints, data
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.judging.judges import JUDGED
 from dipddpm_jax.networks.classifier import Classifier
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.networks.resnet18 import ResNet18
 from dipddpm_jax.types import Images, Labels
 
-DATA = {"digits": "mnist5k", "crops": "photo_crops"}  # other judges are called as their data set
 SAVE_SECONDS = 20
 
 
@@ -47,11 +47,11 @@ class State(NamedTuple):
 
 
 def recipe(name: str, data_dir: Path | None = None) -> Recipe:
-    """Of "digits", "crops", "scenes", or a data set with one class a picture. Raises UserError."""
+    """The recipe of "digits", "crops", "scenes", or a data set with one class a picture. Raises UserError."""
     if name == "scenes":
         return Recipe(ResNet18(widths=(24, 48, 64, 64)), data.load("scenes", "test", data_dir), fresh_scenes,
                       passes=72, learning_rate=2e-3, noise=0.12)
-    train, held = (data.load(DATA.get(name, name), split, data_dir) for split in ("train", "test"))
+    train, held = (data.load(JUDGED.get(name, (name,))[0], split, data_dir) for split in ("train", "test"))
     if train.labels is None or train.labels.ndim > 1:
         raise UserError(f"no judge can be trained on {name}: it needs one class a picture")
     return Recipe(Classifier(len(train.label_names)), held, lambda seed, i: (train.images, train.labels),
@@ -68,7 +68,7 @@ def fresh_scenes(seed: int, i: int) -> tuple[UInt8[np.ndarray, "n h w c"], np.nd
 
 
 def start(recipe: Recipe, key: Key[Array, ""]) -> State:
-    """Step 0."""
+    """The training state before the first step: fresh weights and the optimizer's zeros."""
     variables = initial_variables(recipe.network, key, jnp.zeros((1, *recipe.held.images.shape[1:])))
     return State(jnp.int32(0), variables["params"], variables["batch_stats"], optimizer(recipe, 1).init(
         variables["params"]))
@@ -92,7 +92,7 @@ def disturbed(images: Images, key: Key[Array, ""], recipe: Recipe) -> Images:
 
 
 def cross_entropy(logits: Float[Array, "b k"], labels: Labels) -> Float[Array, ""]:
-    """Of one class a picture, or summed over the labels that a picture may have."""
+    """Mean cross-entropy: of one class a picture (softmax), or summed over the labels that it may have (sigmoid)."""
     if labels.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return optax.sigmoid_binary_cross_entropy(logits, labels).sum(1).mean()

@@ -46,7 +46,7 @@ def saved(path, **arrays):
 
 
 def test_a_run_is_drawn_from_and_judged(run, capsys, tmp_path):
-    evaluate.main([str(run), "--count", "40", "--guidance", "1", "--batch-size", "40", "--seed", "3",
+    evaluate.evaluate_main([str(run), "--count", "40", "--guidance", "1", "--batch-size", "40", "--seed", "3",
                    "--png-folder", str(tmp_path / "pngs")])
     out = run / "evaluation"
     assert {path.name for path in out.iterdir()} == {"evaluation.json", "evaluation.md", "nearest.png", "samples.npz"}
@@ -63,7 +63,8 @@ def test_a_run_is_drawn_from_and_judged(run, capsys, tmp_path):
     np.testing.assert_array_equal(labels, np.arange(40) % 10)
     pngs = sorted((tmp_path / "pngs").iterdir())
     np.testing.assert_array_equal(np.stack([np.asarray(Image.open(path)) for path in pngs]), images[..., 0])
-    evaluate.main([str(run), "--samples", str(out / "samples.npz"), "--seed", "3", "--out", str(tmp_path / "again")])
+    evaluate.evaluate_main([str(run), "--samples", str(out / "samples.npz"), "--seed", "3",
+                            "--out", str(tmp_path / "again")])
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     same = ("fd", "kid", "floor", "spread", "histogram", "label_accuracy", "nearest", "mean_confidence")
     assert {key: again[key] for key in same} == {key: found[key] for key in same}
@@ -73,7 +74,7 @@ def test_copies_of_training_pictures_are_found_out(digits, tmp_path):
     rng = np.random.default_rng(0)
     copies = rng.choice(len(digits.images), 60, replace=False)
     file = saved(tmp_path / "copies.npz", images=digits.images[copies], labels=digits.labels[copies])
-    evaluate.main(["--samples", str(file), "--data", "mnist5k"])
+    evaluate.evaluate_main(["--samples", str(file), "--data", "mnist5k"])
     found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert found["nearest"]["median"] == found["nearest"]["least"] == 0 < 20 < found["nearest"]["held_out_median"]
     assert found["label_accuracy"] > 0.98 and found["fd"] < 2 * found["floor"]
@@ -135,7 +136,9 @@ def test_pictures_are_asked_for_as_real_ones_are():
     (["RUN", "--data", "mnist6k"], "did you mean mnist5k"),
     (["RUN", "--data", "photo_crops", "--samples", "GREY"], "1 channels"),
     (["RUN", "--judge", "scenes", "--samples", "GREY"], "channels"),
-    (["RUN", "--judge", "cat"], "python -m dipddpm_jax judge cat"),
+    (["RUN", "--judge", "cat"], "Known are digits, crops, scenes, those of the data sets"),
+    (["RUN", "--judge", "scene"], "did you mean scenes?"),
+    (["RUN", "--judge", "fashion_mnist"], "dipddpm-jax judge fashion_mnist"),
     (["RUN", "--judge", "none.pth"], "no such file"),
     (["RUN", "--samples", "none.npz"], "none.npz"),
     (["RUN", "--samples", "FLOAT"], "uint8"),
@@ -155,7 +158,7 @@ def test_what_is_refused(run, args, words, capsys, tmp_path, monkeypatch):
              "STRANGE": saved(tmp_path / "strange.npz", images=grey, labels=np.full(40, 10)), "RUN": run}
     before = sorted(Path(run).rglob("*"))
     with pytest.raises(SystemExit) as stopped:
-        evaluate.main([str(files.get(arg, arg)) for arg in args])
+        evaluate.evaluate_main([str(files.get(arg, arg)) for arg in args])
     text = capsys.readouterr().err
     assert stopped.value.code == 2 and words in text and len(text.splitlines()) <= 2, text
     assert sorted(Path(run).rglob("*")) == before

@@ -1,7 +1,9 @@
 """Several labels a picture: composition, lists, held-out pairs, scores of kept checkpoints, what sample.py writes."""
 import json
 import re
+import resource
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,7 +146,7 @@ def judge(monkeypatch):
         variables = initial_variables(network, jax.random.key(0), jnp.zeros((1, *shape)))
         return judges.Judge(name, network, variables, 0.5, shape, tuple(map(str, range(count))), name == "scenes")
 
-    monkeypatch.setattr(judges, "load", load)
+    monkeypatch.setattr(judges, "load_judge", load)
 
 
 def test_every_kept_checkpoint_is_scored_once(run, judge, capsys, monkeypatch):
@@ -158,13 +160,51 @@ def test_every_kept_checkpoint_is_scored_once(run, judge, capsys, monkeypatch):
     assert "| 5 |" in table and "Chosen by the validation list: step" in table and "2 seeds" in table
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + '\n{"step": 5, "li')  # killed while writing
     drawn, draw = [], model_module.draw
-    monkeypatch.setattr(model_module, "draw", lambda *args, **options: drawn.append(1) or draw(*args, **options))
+    monkeypatch.setattr(label_accuracy, "draw", lambda *args, **options: drawn.append(1) or draw(*args, **options))
     main(args)
     assert len(drawn) == 1 and capsys.readouterr().out == table
     main([*args[:-4], "--seeds", "1", "--steps", "2", "--num-steps", "2"])
     assert len(drawn) == 1 and "| 5 |" not in capsys.readouterr().out
     main(["label-accuracy", str(run), "--lists", "unseen", "seen", "--seeds", "1", "--steps", "3", "--compose"])
     assert [row["labels"] for row in map(json.loads, path.read_text().splitlines())][-2:] == [2, 24]
+
+
+def test_a_disturbed_run_is_scored_as_far_as_it_can_be_read(run, judge, tmp_path, capfd):
+    """A kill while a checkpoint was deleted, and one while metrics.jsonl was written."""
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken, ignore=shutil.ignore_patterns("accuracy.jsonl", ".owner"))
+    whole = json.loads((broken / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    for path in sorted((broken / "checkpoints" / "2" / "weights").rglob("*"), reverse=True)[:-1]:
+        path.unlink() if path.is_file() else path.rmdir()
+    args = ["label-accuracy", str(broken), "--lists", "validation", "--seeds", "1", "--num-steps", "2"]
+    main(args)
+    text = capfd.readouterr()
+    assert "| 1 |" in text.out and f"| {whole} |" in text.out and "| 2 |" not in text.out
+    assert "skipped: " in text.out and "checkpoints/2" in text.out and "Traceback" not in text.err
+    assert len(text.out.splitlines()) < 15 and len(text.err.splitlines()) < 5
+    with pytest.raises(SystemExit) as stopped:  # it is an error if just that one is wanted
+        main([*args, "--steps", "2"])
+    assert stopped.value.code == 2 and "checkpoints/2" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_one_line(run, judge, tmp_path, capsys):
+    """A limit on the size of files stands for a full disk."""
+    full = tmp_path / "run"
+    shutil.copytree(run, full, ignore=shutil.ignore_patterns("accuracy.jsonl", ".owner"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+        with pytest.raises(SystemExit) as stopped:
+            main(["label-accuracy", str(full), "--lists", "validation", "--seeds", "1", "--num-steps", "2"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert stopped.value.code == 2
+    assert f"error: cannot write {full / 'accuracy.jsonl'}: File too large" in capsys.readouterr().err.splitlines()
+    assert (full / "accuracy.jsonl").read_text() == ""
 
 
 def test_the_validation_list_chooses_alone():
@@ -252,8 +292,8 @@ def test_a_model_with_one_label_a_picture_is_scored_by_class(judge):
     model = model_module.Model(config, facts, network, initial_variables(network, jax.random.key(0), *shapes))
     labels = label_accuracy.lists_of(config, facts, None)["classes"]
     assert np.bincount(labels).tolist() == [10] * 10
-    found = label_accuracy.score(model, label_accuracy.judge_for(config, facts, None), SamplerConfig(num_steps=1),
-                                 labels, 0)
+    judge_of_it = label_accuracy.judge_of_model(config, facts, None)
+    found = label_accuracy.score_list(model, judge_of_it, SamplerConfig(num_steps=1), labels, 0)
     assert found["labels"] == found["pictures"] == 100 and 0 <= found["accuracy"] <= 1
     ask = SimpleNamespace(labels=(), count=4, guidance=2.0, compose=False, label_file=None, guidance_grid=())
     assert sample.labels_of(ask, facts).tolist() == [0, 1, 2, 3]
@@ -263,21 +303,21 @@ def test_a_model_with_one_label_a_picture_is_scored_by_class(judge):
     with pytest.raises(UserError, match="without labels"):
         label_accuracy.lists_of(config, replace(facts, label_names=()), None)
     with pytest.raises(UserError, match="--evaluator"):
-        label_accuracy.judge_for(replace(config, data="iclevr"), facts, None)
+        label_accuracy.judge_of_model(replace(config, data="iclevr"), facts, None)
 
 
 def test_a_run_of_an_experiment_is_found_again(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(judges, "cache", lambda: tmp_path / "judges")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = saved.load(run / "config.json")[1]
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_model", lambda config, options, preset: options.workdir.mkdir(parents=True))
-        workdir = labelled_runs.trained(config, 1)
+        workdir = labelled_runs.trained_run(config, 1)
     workdir.rmdir()
     shutil.copytree(run, workdir)
     monkeypatch.setattr(train, "train_model", None)
-    assert labelled_runs.trained(config, 1) == workdir
+    assert labelled_runs.trained_run(config, 1) == workdir
     with pytest.raises(TypeError):
-        labelled_runs.trained(replace(config, seed=1), 1)
+        labelled_runs.trained_run(replace(config, seed=1), 1)
 
 
 def test_rows_change_one_thing_at_a_time():

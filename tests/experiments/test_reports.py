@@ -27,7 +27,7 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(scenes, "NUM_PICTURES", {"train": 60, "test": 24})
-    report = experiments.load(name)
+    report = experiments.load_report(name)
     assert ledger.complete(report, "smoke", tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == sum(len(table.rows) for table in report.tables)
@@ -40,7 +40,7 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
         for plot in table.plots:
             x, curves = plot.curves(results)
             assert curves and all(len(curve) == len(x) for curve in curves.values())
-    pages.write([report], tmp_path)
+    pages.write_pages([report], tmp_path)
     page = (tmp_path / f"{name}.md").read_text()
     assert all(claim.text in page for table in report.tables for claim in table.claims)
 
@@ -48,7 +48,7 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
 @pytest.mark.parametrize("name, table", [("000", 0), ("001", 0), ("002", 0), ("002", 2), ("003", 0)])
 def test_together_gives_what_each_alone_gives(name, table, tmp_path, monkeypatch, fast_compilation):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    report = experiments.load(name)
+    report = experiments.load_report(name)
     table, size = report.tables[table], report.sizes["smoke"]
     how = table.measure
     first = table.rows[1].setting
@@ -63,14 +63,18 @@ def test_together_gives_what_each_alone_gives(name, table, tmp_path, monkeypatch
 
 def test_pytorch_is_timed_where_it_is_installed():
     pytest.importorskip("torch")
-    ways = filtered_chains.torch_ways(experiments.load("001").sizes["smoke"], 2)
+    from benchmarks import report_001_times
+
+    ways = report_001_times.torch_ways(experiments.load_report("001").sizes["smoke"], 2)
     assert {name: tuple(way().shape) for name, way in ways.items()} == dict.fromkeys(
-        ("torch_plain", "torch_filtered"), (1, 1, 28, 28))
+        filtered_chains.TORCH_COLUMNS, (1, 1, 28, 28))
+    table = next(table for table in report_001_times.report_with_torch().tables if table.name == "time")
+    assert table.measure.keywords == {"others": report_001_times.torch_ways}
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_names_and_printed_numbers_belong_somewhere(name):
-    report = experiments.load(name)
+    report = experiments.load_report(name)
     for table in report.tables:
         assert len({row.name for row in table.rows}) == len(table.rows)
         keys = {column.key for column in table.columns}
@@ -85,14 +89,14 @@ def test_system_003_without_a_network_scores_what_the_closed_form_says():
     times = rng.integers(1, 1001, (size.draws, 10))
     variables = autoencoder_runs.initial_variables(network, jax.random.key(0), x[:1], np.ones(1, np.int32))
     nothing = {**variables, "params": jax.tree.map(np.zeros_like, variables["params"])}
-    out = np.asarray(autoencoder_runs.evaluate(network, nothing, x, times, jax.random.key(1)))
+    out = np.asarray(autoencoder_runs.noisy_passes(network, nothing, x, times, jax.random.key(1)))
     expected = 10 * np.sum(residual_denoiser.sigma_table("linear")[times - 1] ** 2, 1)
     ratio = np.mean((out - x) ** 2, (1, 2, 3)) / expected
     assert abs(ratio.mean() - 1) < 0.05  # 192 pixels each: a standard error of 1.6 %
 
 
 def test_the_first_501_entries_of_the_table_are_the_same_process_as_all_1000():
-    full, other = single_image_runs.make_schedule("1000"), single_image_runs.make_schedule("501")
+    full, other = single_image_runs.report_schedule("1000"), single_image_runs.report_schedule("501")
     assert np.array_equal(schedules.from_betas(full.betas[:501]).alpha_bars, full.alpha_bars[:502])
     assert np.sqrt(full.alpha_bars[501]) == pytest.approx(0.5237, abs=1e-4)  # by hand, from the report's formula
     assert np.sqrt(other.alpha_bars[501]) == pytest.approx(0.2810, abs=1e-4)

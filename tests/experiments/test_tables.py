@@ -3,11 +3,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 import pytest
 
 from dipddpm_jax import records
 from dipddpm_jax.experiments import ledger, pages, tables
+from dipddpm_jax.experiments.__main__ import Experiments, experiments_main, measure_reports
 from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
@@ -104,6 +106,32 @@ def test_changed_settings_and_sizes_are_measured_again(tmp_path):
     assert known.mean("row 0", "psnr") == pytest.approx(2.05)
 
 
+def test_numbers_keep_counting_when_their_keys_get_other_names(tmp_path):
+    report, _ = make()
+    ledger.complete(report, "quick", tmp_path)
+    table = replace(report.tables[0], old_keys={"psnr": "quality"}, columns=(Column("quality", "dB", "sound"),))
+    known = ledger.results_of(report, table, "quick", lines(tmp_path))
+    assert known.of("row 1", "quality") == {0: 3.0, 1: 3.1}
+    assert "3.05 ± 0.07" in "\n".join(pages.table_text(table, known))
+    assert "psnr" in lines(tmp_path)[0]["numbers"]  # the file stays as it was measured
+
+
+def test_a_line_without_a_number_that_is_needed_is_measured_again(tmp_path):
+    report, calls = make()
+    assert ledger.complete(report, "quick", tmp_path)
+    assert ledger.complete(report, "quick", tmp_path, needed=("psnr",)) and len(calls) == 4
+    ledger.complete(report, "quick", tmp_path, ["*/row 0"], 1, needed=("psnr", "none"))  # "none" is never finite
+    assert calls[4:] == [(1.0, 0)]
+
+
+@pytest.mark.parametrize("budget, folder", [("smoke", "runs/experiments-smoke"), ("quick", "docs/results")])
+def test_smoke_leaves_the_published_results_alone(tmp_path, monkeypatch, budget, folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # smoke compiles without optimizations
+    assert measure_reports(Experiments("001", budget, minutes=0.0)).startswith(f"{folder}/README.md")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.split("/")[0]]
+
+
 def test_rows_are_chosen_by_pattern_and_time_is_kept(tmp_path):
     report, calls = make()
     assert not ledger.complete(report, "quick", tmp_path, minutes=-1.0)
@@ -150,7 +178,7 @@ def test_pages_come_from_results_alone(tmp_path):
     report, _ = make()
     ledger.complete(report, "quick", tmp_path)
     report, calls = make()
-    pages.write([report], tmp_path)
+    pages.write_pages([report], tmp_path)
     page, card = ((tmp_path / name).read_text() for name in ("009.md", "README.md"))
     assert calls == []
     for part in ("7.25", "**holds**", "1.05 ± 0.07", "3.05 ± 0.07", "An introduction.", "Budget quick: tiny.", ": +2"):
@@ -163,10 +191,10 @@ def test_pages_come_from_results_alone(tmp_path):
 def test_a_page_says_what_is_not_known(tmp_path):
     report, _ = make()
     ledger.complete(report, "quick", tmp_path, ["*row 0"])
-    pages.write([report], tmp_path)
+    pages.write_pages([report], tmp_path)
     assert "not measured yet: row 1" in (tmp_path / "README.md").read_text()
     ledger.complete(report, "smoke", tmp_path)  # more rows, so that the page is about it
-    pages.write([report], tmp_path)
+    pages.write_pages([report], tmp_path)
     assert "a smoke run only shows that the code works" in (tmp_path / "README.md").read_text()
 
 
@@ -175,11 +203,9 @@ def test_a_page_says_what_is_not_known(tmp_path):
     (["--out", "FILE"], "is a file"), (["003", "--rows", "nowhere/*"], "no row is called nowhere"),
 ])
 def test_mistakes_end_with_status_2(tmp_path, capsys, arguments, message):
-    from dipddpm_jax.experiments.__main__ import main
-
     (tmp_path / "FILE").write_text("")
     with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path / a) if a == "FILE" else a for a in arguments])
+        experiments_main([str(tmp_path / a) if a == "FILE" else a for a in arguments])
     assert caught.value.code == 2
     captured = capsys.readouterr()
     assert message in captured.err + captured.out

@@ -9,7 +9,7 @@ from dipddpm_jax import data, torch_weights
 from dipddpm_jax.__main__ import main
 from dipddpm_jax.data import rendering
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.judging import judges, metrics, train_judge
+from dipddpm_jax.judging import comparison, judges, metrics, train_judge
 from dipddpm_jax.networks.classifier import Classifier
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.networks.resnet18 import ResNet18
@@ -147,13 +147,13 @@ def test_the_head_of_the_features_is_the_network(network):
 
 def test_scores_are_probabilities_of_each_picture_by_itself(monkeypatch):
     images = noise(11)
-    one, many = judges.scores(tiny(), images), judges.scores(tiny(several=True), images)
+    one, many = judges.probabilities(tiny(), images), judges.probabilities(tiny(several=True), images)
     np.testing.assert_allclose(one.sum(1), 1, atol=1e-12)
     logits = np.asarray(tiny().network.apply(tiny().weights, jnp.asarray(images / np.float32(127.5) - 1)))
     np.testing.assert_allclose(one, special.softmax(logits, 1), atol=1e-6)
     np.testing.assert_allclose(many, special.expit(logits), atol=1e-6)
     monkeypatch.setattr(judges, "BATCH", 4)
-    np.testing.assert_allclose(judges.scores(tiny(), images), one, atol=1e-6)
+    np.testing.assert_allclose(judges.probabilities(tiny(), images), one, atol=1e-6)
     np.testing.assert_allclose(judges.features(tiny(), images[5:6])[0], judges.features(tiny(), images)[5], rtol=1e-6)
 
 
@@ -164,29 +164,29 @@ def test_pictures_of_another_size_are_resized_and_of_other_channels_refused():
         x = torch.nn.functional.interpolate(torch.from_numpy(images).permute(0, 3, 1, 2).float(), (8, 8),
                                             mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
         wanted = tiny(several=True).network.apply(tiny().weights, jnp.asarray(x / 127.5 - 1))
-        np.testing.assert_allclose(judges.scores(tiny(several=True), images), special.expit(wanted), atol=1e-5)
+        np.testing.assert_allclose(judges.probabilities(tiny(several=True), images), special.expit(wanted), atol=1e-5)
     with pytest.raises(UserError, match="channels"):
-        judges.scores(tiny(), noise(2, (8, 8, 3)))
+        judges.probabilities(tiny(), noise(2, (8, 8, 3)))
 
 
 def test_a_judge_comes_back_from_its_file(tmp_path, monkeypatch):
     judge, path = tiny(), tmp_path / "more" / "tiny.safetensors"
-    judges.save(judge, torch_weights.export_torch(judge.weights), path, {"seed": 3})
-    found = judges.load("tiny", path)
+    judges.save_judge(judge, torch_weights.export_torch(judge.weights), path, {"seed": 3})
+    found = judges.load_judge("tiny", path)
     assert found[:2] + found[3:7] == judge[:2] + judge[3:7]
     assert found.record["seed"] == 3
-    np.testing.assert_array_equal(judges.scores(found, noise(3)), judges.scores(judge, noise(3)))
+    np.testing.assert_array_equal(judges.probabilities(found, noise(3)), judges.probabilities(judge, noise(3)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="python -m dipddpm_jax judge cifar10"):
-        judges.load("cifar10")
+    with pytest.raises(UserError, match="dipddpm-jax judge cifar10"):
+        judges.load_judge("cifar10")
     torch_weights.write(torch_weights.export_torch(judge.weights), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no judge"):
-        judges.load("other", tmp_path / "other.safetensors")
+        judges.load_judge("other", tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("name, least", [("digits", 0.98), ("crops", 0.85), ("scenes", 0.99)])
 def test_the_judges_in_the_package_are_as_good_as_they_say(name, least, tmp_path):
-    judge = judges.load(name)
+    judge = judges.load_judge(name)
     held = data.load(judge.record["data"], "test", tmp_path)
     assert judges.path_of(name).stat().st_size < 2e6
     assert judge.label_names == held.label_names and judge.image_shape == held.images.shape[1:]
@@ -205,7 +205,7 @@ def test_the_checkpoint_of_the_course_gives_what_pytorch_gives(tmp_path):
     images = noise(2, (64, 64, 3))
     with torch.no_grad():
         wanted = model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).numpy()
-    np.testing.assert_allclose(judges.scores(judge, images), wanted, atol=1e-5)
+    np.testing.assert_allclose(judges.probabilities(judge, images), wanted, atol=1e-5)
     assert wanted.std(0).max() > 1e-3
     other = {"model": {"fc.0.weight": torch.zeros(24, 8)}}
     for content, words in (({"epoch": 3}, "no state_dict"), (other, "missing")):
@@ -223,23 +223,23 @@ def test_the_checkpoint_of_the_course_gives_what_pytorch_gives(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits():
-    return judges.load("digits"), data.load("mnist5k")
+    return judges.load_judge("digits"), data.load("mnist5k")
 
 
 def test_real_pictures_are_at_the_floor_and_labels_are_counted(digits):
     judge, train = digits
     half = 1000
-    found = judges.compare(judge, train.images[half:1300], train.images[:half], train.labels[half:1300])
+    found = comparison.compare(judge, train.images[half:1300], train.images[:half], train.labels[half:1300])
     assert (found["n"], found["reference"], found["dimensions"]) == (300, half - 300, 64)
     assert found["fd"] == pytest.approx(found["floor"], abs=4 * found["spread"])
     assert abs(found["kid"]) < 5 * found["kid_spread"]
     assert found["label_accuracy"] > 0.99 and sum(found["histogram"].values()) == pytest.approx(1)
-    wrong = judges.compare(judge, train.images[:300], train.images[:600], (train.labels[:300] + 1) % 10, resamples=0)
+    wrong = comparison.compare(judge, train.images[:300], train.images[:600], (train.labels[:300] + 1) % 10, splits=0)
     assert wrong["label_accuracy"] < 0.02 and wrong["spread"] is None
-    fewer = judges.compare(judge, train.images[:300], train.images[300:500], resamples=2)
+    fewer = comparison.compare(judge, train.images[:300], train.images[300:500], splits=2)
     assert (fewer["n"], fewer["samples"], fewer["reference"]) == (100, 300, 100)
     with pytest.raises(UserError, match="too few"):
-        judges.compare(judge, train.images[:1], train.images)
+        comparison.compare(judge, train.images[:1], train.images)
 
 
 def test_the_distances_grow_with_noise_blur_and_missing_classes(digits):
@@ -320,9 +320,10 @@ def test_the_command(tmp_path, compiled, monkeypatch, capsys):
     assert "not finished" in capsys.readouterr().out
     main(["judge", "toy"])
     assert "accuracy 100.00 % on 64 held-out pictures" in capsys.readouterr().out
-    judge = judges.load("toy")
+    judge = judges.load_judge("toy")
     assert judge.accuracy == 1 and judge.record["pictures"] == 4 * 64
-    assert [path.name for path in judges.cache().iterdir()] == ["toy.safetensors"]  # the unfinished state is gone
+    files = [path.name for path in judges.judges_folder().iterdir()]
+    assert files == ["toy.safetensors"]  # the unfinished state is gone
 
 
 @pytest.mark.parametrize("args, words", [
