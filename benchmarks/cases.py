@@ -93,7 +93,7 @@ def jax_training(network, schedule, shape, labels, units: int, chunked: bool, co
     one = some[0][:1], None if labels is None else labels[:1]
     state = training.init_state(network, optimizer, *one, jax.random.key(0))
     loss = training.make_loss(network, schedule, "eps", jnp.float32)
-    step = training.make_train_step(loss, schedule.num_steps, optimizer)
+    step = training.make_train_step(loss, schedule.num_steps, optimizer, ema_decay=0.999, drop_rate=0.1)
     if chunked:
         mesh = devices.make_mesh(count, BATCH)
         everywhere, across = devices.replicated(mesh), devices.batch_sharding(mesh)

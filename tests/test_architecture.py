@@ -11,13 +11,13 @@ PURE = ["errors", "types", "convolution", "networks", "diffusion", "inverse", "d
 SIDE_EFFECTS = ["files", "config", "memory", "records", "data", "checkpoints", "torch_weights", "devices", "plots",
                 "judging", "commands", "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
-NUMERIC = {"collections", "contextlib", "dataclasses", "flax", "functools", "itertools", "jax", "jaxtyping", "math",
-           "numpy", "optax", "os", "types", "typing", "zlib"}
+NUMERIC = {"collections", "contextlib", "dataclasses", "difflib", "flax", "functools", "itertools", "jax",
+           "jaxtyping", "math", "numpy", "optax", "os", "types", "typing", "zlib"}
 MAX_FUNCTION, MAX_MODULE = 60, 300
 # What every module of a room answers to, as a report answers to `measure`; a configuration is called as its network.
 ROLES = {"data": {"load", "find", "describe"}, "experiments": {"Setting", "Size", "measure", "program"}}
 CONFIGURED = {"UNet", "SmallUNet", "AttentionUNet", "ContextUnet", "ResidualDenoiser"}
-STILL_TWICE = {"read", "draw", "held_out"}
+STILL_TWICE = {"read"}
 
 
 def imports(tree):

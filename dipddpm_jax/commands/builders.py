@@ -1,6 +1,7 @@
 """From configuration to functions: the one place where names of networks, schedules, samplers become code."""
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,26 +14,48 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from dipddpm_jax import networks
-from dipddpm_jax.config.diffusion import OptimizerConfig, ScheduleConfig, TrainConfig
-from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.config.diffusion import SCHEDULES, OptimizerConfig, ScheduleConfig, TrainConfig
+from dipddpm_jax.config.own import own_function
+from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, is_own
 from dipddpm_jax.config.saved import Facts
-from dipddpm_jax.diffusion import denoisers, samplers, schedules
+from dipddpm_jax.diffusion import denoisers, samplers, schedules, spacings
 from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, rngs
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.types import Denoise, Images, Labels
 
 
 def make_schedule(c: ScheduleConfig) -> schedules.NoiseSchedule:
-    """The noise schedule that a configuration names."""
-    match c.name:
-        case "linear":
-            return schedules.linear(c.num_steps, c.first_beta, c.last_beta)
-        case "cosine":
-            return schedules.cosine(c.num_steps)
-        case "linear_at_zero":
-            return schedules.linear_at_zero(c.num_steps, c.first_beta, c.last_beta)
-        case "waves_at_zero":
-            return schedules.waves_at_zero(c.num_steps, c.first_beta, c.last_beta)
+    """The noise schedule that a configuration names. Raises UserError for one of the user's that is none."""
+    if not is_own(c.name):
+        return getattr(schedules, c.name)(c.num_steps, *(getattr(c, field) for field in SCHEDULES[c.name]))
+    schedule = own_function("--schedule.name", c.name)(c.num_steps)
+    bars = getattr(schedule, "alpha_bars", np.zeros(0))
+    if len(bars) != c.num_steps + 1 or bars[0] != 1 or not np.all(np.diff(bars) < 0) or not bars[-1] >= 0:
+        raise UserError(f"--schedule.name {c.name} must return a NoiseSchedule whose alpha_bars fall from 1 in "
+                        f"{c.num_steps} steps")
+    return schedule
+
+
+def check_names(config: TrainConfig) -> None:
+    """Raises UserError for a schedule or sampler of the user's that cannot be had, before anything is written."""
+    make_schedule(config.schedule)
+    if config.sampler.name != "random_passes":
+        make_sampler(config.sampler)
+
+
+def remarks(schedule: schedules.NoiseSchedule, target: str) -> list[str]:
+    """What is to be said of a schedule before a run or a chain begins, a line each; nothing of a sound one."""
+    start, end = spacings.start_time(schedule), schedule.num_steps
+    left, sigma = np.sqrt(schedule.alpha_bars[start]), spacings.sigmas(schedule)
+    said = []
+    if left > spacings.LITTLE_SIGNAL:
+        said.append(f"The schedule ends with {left:.0%} of the signal left, but sampling begins with pure noise: the "
+                    "pictures are not quite distributed as the data. More noise mends it: --schedule.num-steps, "
+                    "--schedule.last-beta, or the schedule cosine.")
+    if target == "eps" and start < end:
+        said.append(f"Sampling begins at time {start} of {end}, where noise is {sigma[start]:.0f} times the signal; at "
+                    f"{end} it is {sigma[end]:.0f} times, and would multiply the errors of a network for eps.")
+    return said
 
 
 def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
@@ -95,22 +118,30 @@ def make_state(config: TrainConfig, network: nn.Module, facts: Facts) -> TrainSt
 
 
 def make_sampler(c: SamplerConfig) -> Callable[..., samplers.Sample]:
-    """(denoise, schedule, x, grid, noise) -> Sample."""
-    match c.name:
-        case "ancestral":
-            return partial(samplers.ancestral, variance=c.variance, quiet_steps=c.quiet_steps)
-        case "ddim":
-            return partial(samplers.ddim, eta=c.eta)
-        case "heun":
-            return samplers.heun
-        case "dpmpp_2m":
-            return samplers.dpmpp_2m
+    """(denoise, schedule, x, grid, noise, keep) -> Sample. Raises UserError for one of the user's that is none."""
+    if not is_own(c.name):
+        own = {option: getattr(c, option) for option in SAMPLERS[c.name].options}
+        return partial(getattr(samplers, c.name), **own)
+    function = own_function("--sampler", c.name)
+    takes = set(inspect.signature(function).parameters)
+    for option in ("variance", "quiet_steps", "eta"):
+        if option not in takes and getattr(c, option) != getattr(SamplerConfig, option):
+            raise UserError(f"--{option.replace('_', '-')} does nothing with the sampler {c.name}")
+    own = {option: getattr(c, option) for option in ("variance", "quiet_steps", "eta") if option in takes}
+
+    def sampler(denoise, schedule, x, grid, noise, keep=None):
+        if keep is None or "keep" in takes:
+            return function(denoise, schedule, x, grid, noise, **own, **({} if keep is None else {"keep": keep}))
+        sample = function(denoise, schedule, x, grid, noise, **own)
+        return sample._replace(path=sample.path[keep])
+
+    return sampler
 
 
 def sampling_grid(c: SamplerConfig, schedule: schedules.NoiseSchedule) -> np.ndarray:
-    """The times that a sampler visits."""
-    default = schedule.num_steps if c.name == "ancestral" else min(25, schedule.num_steps)
-    return schedules.strided_grid(schedule.num_steps, c.num_steps or default)
+    """The times that a sampler visits, from the last one that is safe to start at; fewer than asked for if need be."""
+    row, start = SAMPLERS.get(c.name, Sampler()), spacings.start_time(schedule)
+    return getattr(spacings, c.spacing or row.spacing)(schedule, min(c.num_steps or row.num_steps or start, start))
 
 
 def make_denoiser(

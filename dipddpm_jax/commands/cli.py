@@ -16,8 +16,7 @@ from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
-from dipddpm_jax.config.ranges import check_sampler
-from dipddpm_jax.config.sampler import changed_sampler
+from dipddpm_jax.config.sampler import SamplerOptions, check_guidance, chosen_sampler
 from dipddpm_jax.errors import UserError
 
 
@@ -54,26 +53,13 @@ class SampleCommand:
     """Directory of a training run; default: the newest in runs/."""
     count: int = 64
     """How many pictures."""
-    sampler: str | None = None
-    """ancestral, ddim, heun or dpmpp_2m; default: as the run was configured."""
-    num_steps: int | None = None
-    """Transitions of the sampler; default: all times (ancestral), or 25."""
-    variance: str | None = None
-    """beta or posterior, of ancestral."""
-    eta: float | None = None
-    """Of ddim: 0 is deterministic, 1 as noisy as ancestral."""
-    clip: bool | None = None
-    """Keep the believed clean picture within the range of pixels at every step."""
+    how: Annotated[SamplerOptions, tyro.conf.arg(name="")] = SamplerOptions()
     labels: tuple[str, ...] = ()
     """Names (or numbers) of classes, repeated over the pictures; several on one picture: "red cube,blue sphere".
     Default: all in turn."""
     label_file: Path | None = None
     """A JSON list of lists of names, one list a picture, as iCLEVR's test.json; or validation, test, new_test: the
     lists that come with scenes. Replaces --labels and --count."""
-    guidance: float | None = None
-    """Weight of classifier-free guidance; 0 is none."""
-    compose: bool = False
-    """Let each of a picture's labels pull by itself (composed diffusion) instead of all of them as one condition."""
     guidance_grid: tuple[float, ...] = ()
     """Also guidance.png: a row for each of these weights, a column for each of the labels, one noise a column."""
     strip: bool = False
@@ -183,7 +169,9 @@ def _train(argv: list[str]) -> None:
         raise UserError(f"unknown preset {preset!r}: {_closest(preset, list(PRESETS))}")
     command = _parse_train(preset, args, TrainCommand(PRESETS[preset][1]))
     ranges.check(command.config, command.run)
-    if command.run.resume:
+    if not command.run.resume:
+        ranges.check_typed(command.config, PRESETS[preset][1])
+    else:
         preset, command = _resumed(preset if named else None, args, command.run)
 
     from dipddpm_jax.commands.train import train_model
@@ -204,6 +192,7 @@ def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str,
     if changed := saved.differences(old, new):
         raise UserError(f"--resume cannot change the run in {workdir}: {'; '.join(changed)}")
     ranges.check(command.config, command.run)
+    ranges.check_typed(command.config, old)
     return old_preset, dataclasses.replace(command, run=dataclasses.replace(command.run, workdir=workdir))
 
 
@@ -224,10 +213,9 @@ def _sample(argv: list[str]) -> None:
         if command.preset not in PRESETS:
             raise UserError(f"unknown preset {command.preset!r}: {_closest(command.preset, list(PRESETS))}")
         workdir, config, facts = Path("."), PRESETS[command.preset][1], None
-    sampler = changed_sampler(config.sampler, {
-        "name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
-        "guidance": command.guidance, "num_steps": command.num_steps, "compose": command.compose or None})
-    check_sampler(sampler, config.schedule)
+    sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
+    for weight in command.guidance_grid:
+        check_guidance(weight)
     taken = [int(number) for path in workdir.glob("drawn-*") if (number := path.name[len("drawn-"):]).isdigit()]
     out = command.out or workdir / f"drawn-{1 + max(taken, default=0):03d}"
     if command.labels and command.label_file:
@@ -236,6 +224,8 @@ def _sample(argv: list[str]) -> None:
         raise UserError("--strip shows at least 8 frames: --num-steps must be at least 7")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a directory")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; name a new directory")
 
     from dipddpm_jax.commands import sample
 

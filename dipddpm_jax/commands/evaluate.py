@@ -6,8 +6,7 @@ import tyro
 from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.evaluate import Evaluate
-from dipddpm_jax.config.ranges import check_sampler
-from dipddpm_jax.config.sampler import changed_sampler
+from dipddpm_jax.config.sampler import chosen_sampler
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import check_writable
 
@@ -25,10 +24,7 @@ def evaluate(command: Evaluate) -> str:
     if not (command.samples and command.data):
         workdir = workdir or saved.newest_run()
         _, config, _ = saved.load(workdir / "config.json")
-        sampler = changed_sampler(config.sampler, {
-            "name": command.sampler, "variance": command.variance, "eta": command.eta, "clip": command.clip,
-            "guidance": command.guidance, "num_steps": command.num_steps, "compose": command.compose or None})
-        check_sampler(sampler, config.schedule)
+        sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
     out = command.out or (workdir or command.samples.parent) / "evaluation"
     for name, folder in (("--out", out), ("--png-folder", command.png_folder)):
         if folder and folder.exists() and not folder.is_dir():

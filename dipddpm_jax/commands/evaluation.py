@@ -10,9 +10,9 @@ from jaxtyping import Float, Int, UInt8
 from dipddpm_jax import data, devices, plots, records
 from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import model as model_module
+from dipddpm_jax.commands.labels import default_labels
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
-from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text, writing
 from dipddpm_jax.judging import comparison, judges
@@ -80,7 +80,7 @@ def read_samples(path: Path) -> Samples:
 def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.Dataset) -> Samples:
     """`count` pictures of a run: of all classes in turn, or of the sets of labels that held-out pictures have."""
     model = model_module.load_run(workdir, command.step)
-    labels = wanted_labels(model.facts, held, command.count)
+    labels = default_labels(model.facts, command.count, held.labels)
     if sampler.guidance and labels is None:
         raise UserError("--guidance needs a model that was trained with labels, and this one was not")
     began = time.perf_counter()
@@ -92,17 +92,6 @@ def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.D
             "seconds": round(time.perf_counter() - began, 2),
             "seconds_a_picture": drawn.seconds / later if later > 0 else None}
     return Samples(drawn.images, labels, model.facts.label_names, f"step {model.step} of {workdir}", made)
-
-
-def wanted_labels(facts: Facts, held: data.Dataset, count: int) -> np.ndarray | None:
-    """What pictures are asked for, with the statistics of real ones."""
-    if not facts.label_names:
-        return None
-    if not facts.multi_hot:
-        return np.arange(count, dtype=np.int32) % len(facts.label_names)
-    if held.labels is None or held.labels.shape[1:] != (len(facts.label_names),):
-        raise UserError(f"the held-out pictures of {held.name} have no labels that this model knows")
-    return np.resize(held.labels, (count, len(facts.label_names)))
 
 
 def network_calls(sampler: SamplerConfig, config: TrainConfig, labels: np.ndarray | None) -> int:

@@ -11,12 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, data
+from dipddpm_jax.commands.labels import FIXED
 from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
-from dipddpm_jax.config.ranges import check_sampler
-from dipddpm_jax.config.sampler import SamplerConfig, changed_sampler
+from dipddpm_jax.config.sampler import SamplerConfig, chosen_sampler
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
@@ -24,7 +24,6 @@ from dipddpm_jax.files import writing
 from dipddpm_jax.judging import judges
 from dipddpm_jax.records import append_lines, read_lines
 
-FIXED = {"validation": scenes.validation_labels, "test": scenes.test_labels, "new_test": scenes.new_test_labels}
 KEY = ("step", "list", "seed", "sampler", "judge")
 PER_CLASS = 10  # pictures of each class, of a model with one label a picture
 
@@ -129,10 +128,7 @@ def score_checkpoints(command: LabelAccuracy) -> str:
     may be deleted) is skipped and said so, unless it was asked for. Raises UserError."""
     workdir = command.workdir or saved.newest_run()
     _, config, facts = saved.load(workdir / "config.json")
-    sampler = changed_sampler(config.sampler, {
-        "name": command.sampler, "guidance": command.guidance, "num_steps": command.num_steps,
-        "compose": command.compose or None})
-    check_sampler(sampler, config.schedule)
+    sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
     known = lists_of(config, facts, command.data_dir)
     lists = list(command.lists or known)
     if wrong := [name for name in lists if name not in known]:

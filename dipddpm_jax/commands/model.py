@@ -15,13 +15,15 @@ from dipddpm_jax import checkpoints, data, devices
 from dipddpm_jax.commands import builders
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
-from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.config.sampler import SamplerConfig, check_guidance
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import training
 from dipddpm_jax.diffusion.samplers import gaussian_noise
+from dipddpm_jax.diffusion.schedules import NoiseSchedule
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.passes import repeated_passes
 from dipddpm_jax.torch_weights import import_torch, read
+from dipddpm_jax.types import Denoise, Images, Labels, Times
 
 
 class Model(NamedTuple):
@@ -33,6 +35,45 @@ class Model(NamedTuple):
     weights: PyTree
     step: int | None = None  # of the run that the weights come from
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """What the network was trained on; time 0 is the clean picture."""
+        return builders.make_schedule(self.config.schedule)
+
+    @property
+    def pixels(self) -> training.Pixels:
+        """Between bytes and the range of the network: encode and decode."""
+        return training.Pixels(self.config.pixel_mean, self.config.pixel_std)
+
+    def apply(self, x: Images, t: Times | int, labels: Labels | np.ndarray | None = None) -> Images:
+        """The network's output for x_t at times 1 .. T, one for all pictures or one each; `config.target` says what.
+
+        Labels are class indices (-1: none), or 0 and 1 for each of several; None: without labels.
+        """
+        return self.network.apply(self.weights, x, jnp.broadcast_to(t, x.shape[:1]), labels)
+
+    def denoiser(self, labels: Labels | np.ndarray | None = None, guidance: float = 0.0) -> Denoise:
+        """The function (x_t, t) -> Prediction(x0, eps) that every sampler takes, for one label a picture of the batch.
+
+        Guidance is the weight w of (1 + w) conditional - w unconditional. Raises UserError for labels, or guidance
+        without them, where the model cannot use them.
+        """
+        if labels is not None and not self.facts.label_names:
+            raise UserError("this model was trained without labels")
+        if guidance and labels is None:
+            raise UserError("guidance needs labels")
+        check_guidance(guidance)
+        labels = None if labels is None else jnp.asarray(labels)
+        return builders.make_denoiser(self.config, SamplerConfig(guidance=guidance), self.network, self.weights,
+                                      labels, guidance)
+
+
+MOST_FRAMED = 400  # pictures whose way from noise is kept
+
+
+class NotFinite(UserError):
+    """Pictures came out as NaN or infinite."""
+
 
 class Drawn(NamedTuple):
     """Pictures, their animation if asked for, and the seconds of the second and later batches."""
@@ -40,15 +81,6 @@ class Drawn(NamedTuple):
     images: UInt8[np.ndarray, "n h w c"]
     frames: UInt8[np.ndarray, "frames n h w c"] | None
     seconds: float
-
-
-def cycled_labels(data: Any, count: int) -> np.ndarray | None:
-    """0, 1, 2, ... again and again; for several labels an image, those of the first held-out pictures."""
-    if not data.facts.label_names:
-        return None
-    if data.facts.multi_hot:
-        return np.resize(data.held_labels, (count, len(data.facts.label_names)))
-    return np.arange(count, dtype=np.int32) % len(data.facts.label_names)
 
 
 @partial(jax.jit, static_argnames=("config", "facts", "network", "sampler", "most", "num_frames"))
@@ -59,13 +91,10 @@ def _chain(weights, keys, labels, guidance, config, facts, network, sampler, mos
     grid = builders.sampling_grid(sampler, schedule)
     denoise = builders.make_denoiser(config, sampler, network, weights, labels, guidance, most)
     x = noise(jnp.int32(schedule.num_steps))
-    sample = builders.make_sampler(sampler)(denoise, schedule, x, grid, noise)
-    images = pixels.decode(sample.x)
-    if not num_frames:
-        return images, None
-    chosen = np.unique(np.linspace(0, len(grid) - 2, num_frames).round().astype(int))
-    frames = jax.vmap(pixels.decode)(jnp.concatenate([x[None], sample.path[chosen]]))
-    return images, frames
+    keep = np.unique(np.linspace(0, len(grid) - 2, num_frames).round().astype(int)) if num_frames else None
+    sample = builders.make_sampler(sampler)(denoise, schedule, x, grid, noise, keep)
+    frames = jax.vmap(pixels.decode)(jnp.concatenate([x[None], sample.path])) if num_frames else None
+    return pixels.decode(sample.x), jnp.isfinite(sample.x).all((1, 2, 3)), frames
 
 
 @partial(jax.jit, static_argnames=("config", "network", "num_frames"))
@@ -81,7 +110,16 @@ def _passes(weights, keys, start, times, config, network, num_frames):
 
     path = repeated_passes(apply, pixels.encode(start), times, noise)
     frames = jnp.concatenate([start[None], jax.vmap(pixels.decode)(path)])
-    return frames[-1], frames if num_frames else None
+    return frames[-1], jnp.isfinite(path[-1]).all((1, 2, 3)), frames if num_frames else None
+
+
+def _not_finite(model: Model, sampler: SamplerConfig, first: int, count: int) -> str:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(model.weights)]
+    damaged = sum(not np.isfinite(leaf).all() for leaf in leaves)
+    others = f" (and {count - 1} more of its batch)" if count > 1 else ""
+    why = (f"{damaged} of the {len(leaves)} arrays of weights hold such values" if damaged else
+           f"the weights are finite; less than guidance {sampler.guidance:g}, --clip True or another sampler may help")
+    return f"picture {first}{others} came out as NaN or infinite: {why}"
 
 
 def draw(
@@ -90,7 +128,8 @@ def draw(
 ) -> Drawn:
     """`count` pictures; picture i depends on (seed, i, its label) alone, not on the batch it is drawn in.
 
-    `pictures` are those that random_passes denoises. Raises UserError when a model and a sampler do not fit.
+    `pictures` are those that random_passes denoises. Only the first 400 pictures have frames. Raises UserError when a
+    model and a sampler do not fit, and NotFinite for pictures that are not numbers.
     """
     passes = sampler.name == "random_passes"
     if passes != (model.config.target == "autoencode"):
@@ -109,22 +148,26 @@ def draw(
         rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up: one program
         began = time.perf_counter()
         if passes:
-            out, path = _passes(model.weights, keys[rows], pictures[rows], times, model.config, model.network,
-                                 num_frames)
+            out, finite, path = _passes(
+                model.weights, keys[rows], pictures[rows], times, model.config, model.network, num_frames)
         else:
             own, weights = devices.spread((keys[rows], None if labels is None else labels[rows]), weights)
-            out, path = _chain(weights, *own, jnp.float32(sampler.guidance), model.config, model.facts, model.network,
-                               program, most, num_frames)
+            out, finite, path = _chain(
+                weights, *own, jnp.float32(sampler.guidance), model.config, model.facts, model.network, program, most,
+                num_frames)
         keep = min(batch, count - start)
         images.append(np.asarray(out)[:keep])
-        if num_frames:
+        if len(bad := np.flatnonzero(~np.asarray(finite)[:keep])):
+            raise NotFinite(_not_finite(model, sampler, start + int(bad[0]), len(bad)))
+        if num_frames and start < MOST_FRAMED:
             frames.append(np.asarray(path)[:, :keep])
         seconds += (time.perf_counter() - began) * (start > 0)
     return Drawn(np.concatenate(images), np.concatenate(frames, 1) if frames else None, seconds)
 
 
-def load_run(workdir: Path, step: int | None = None) -> Model:
+def load_run(workdir: Path | str, step: int | None = None) -> Model:
     """The trained model of a run, at its newest checkpoint or that of `step`. Raises UserError."""
+    workdir = Path(workdir)
     _, config, facts = saved.load(workdir / "config.json")
     network, shapes = abstract_model(config, facts)
     step = checkpoints.latest_step(workdir / "checkpoints") if step is None else step

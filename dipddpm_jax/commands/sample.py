@@ -11,51 +11,16 @@ from typing import Any
 import numpy as np
 
 from dipddpm_jax import __version__, data, devices, plots
+from dipddpm_jax.commands import builders
+from dipddpm_jax.commands.labels import asked_labels
 from dipddpm_jax.commands.model import Model, draw, load_model, load_run
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
-from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
 
 
-def chosen_labels(names: tuple[str, ...], facts: Facts, count: int, guidance: float) -> np.ndarray | None:
-    """One class (or multi-hot vector) a picture. Raises UserError for labels that the model does not know."""
-    known = facts.label_names
-    if not known:
-        if names:
-            raise UserError("--labels: this model was trained without labels")
-        if guidance:
-            raise UserError("--guidance needs a model that was trained with labels, and this one was not")
-        return None
-    if not names:
-        if facts.multi_hot:
-            return np.eye(len(known), dtype=np.float32)[np.arange(count) % len(known)]
-        return np.arange(count, dtype=np.int32) % len(known)
-
-    def index(name: str) -> int:
-        name = name.strip()
-        if name in known:
-            return known.index(name)
-        if name.isdigit() and int(name) < len(known):
-            return int(name)
-        raise UserError(f"--labels: {name!r} is not a label of this model; it knows {', '.join(known[:30])}")
-
-    picked = [[index(part) for part in name.split(",")] for name in names]  # "red cube,blue sphere" is one picture
-    for name, group in zip(names, picked):
-        if len(set(group)) < len(group):
-            raise UserError(f"--labels: {name!r} names a label twice; a picture shows an object once or not at all")
-    if not facts.multi_hot:
-        if any(len(group) > 1 for group in picked):
-            raise UserError("--labels: this model takes one label a picture; separate pictures by spaces")
-        return np.resize(np.array(picked, np.int32), count)
-    vectors = np.zeros((len(picked), len(known)), np.float32)
-    for row, group in zip(vectors, picked):
-        row[group] = 1
-    return vectors[np.arange(count) % len(picked)]
-
-
-def held_out(sampler: SamplerConfig, config: TrainConfig, data_dir: Path | None) -> np.ndarray | None:
+def pictures_to_denoise(sampler: SamplerConfig, config: TrainConfig, data_dir: Path | None) -> np.ndarray | None:
     """The pictures that a sampler which denoises pictures begins with."""
     if sampler.name != "random_passes":
         return None
@@ -65,24 +30,6 @@ def held_out(sampler: SamplerConfig, config: TrainConfig, data_dir: Path | None)
 STRIP = 10  # frames
 SHOWN = 400  # pictures at most on a grid
 ACROSS = 16  # labels at most on a guidance grid
-
-
-def labels_of(command: Any, facts: Facts) -> np.ndarray | None:
-    """The labels that a command asks for, one picture each. Raises UserError."""
-    if command.label_file:
-        if not facts.multi_hot:
-            raise UserError("--label-file: this model does not take several labels a picture; use --labels")
-        from dipddpm_jax.commands import label_accuracy
-
-        if (fixed := label_accuracy.FIXED.get(str(command.label_file))) and facts.label_names == scenes.OBJECTS:
-            return fixed()
-        return iclevr.read_label_file(command.label_file, facts.label_names)
-    labels = chosen_labels(command.labels, facts, command.count, command.guidance or 0.0)
-    if command.compose and not facts.multi_hot:
-        raise UserError("--compose needs a model that takes several labels a picture")
-    if command.guidance_grid and labels is None:
-        raise UserError("--guidance-grid needs a model that was trained with labels, and this one was not")
-    return labels
 
 
 def write_strips(frames: np.ndarray, folder: Path) -> None:
@@ -103,7 +50,7 @@ def write_guidance(
     plots.save_grid(np.concatenate(rows), path, len(first))
 
 
-def score(model: Model, images: np.ndarray, labels: np.ndarray, evaluator: Path | None, out: Path) -> str:
+def write_accuracy(model: Model, images: np.ndarray, labels: np.ndarray, evaluator: Path | None, out: Path) -> str:
     """Writes accuracy.json; a sentence on it, or on why there is none."""
     from dipddpm_jax.commands import label_accuracy
     from dipddpm_jax.judging import judges
@@ -140,14 +87,16 @@ def draw_to_disk(
     else:
         model = load_run(workdir, command.step)
         source = f"step {model.step} of {workdir}"
-    labels = labels_of(command, model.facts)
+    labels = asked_labels(command, model.facts)
+    for line in builders.remarks(model.schedule, model.config.target):
+        print(line, file=sys.stderr)
     count, classes = command.count if labels is None else len(labels), len(model.facts.label_names)
     columns = 8 if command.label_file else classes if not command.labels and 0 < classes <= 16 else None
     try:
         out.mkdir(parents=True, exist_ok=True)
         drawn = draw(
             model, sampler, count, command.seed, labels, 60 if command.gif else (STRIP - 1) * command.strip,
-            command.batch_size, held_out(sampler, config, command.data_dir))
+            command.batch_size, pictures_to_denoise(sampler, config, command.data_dir))
         shown = drawn.images[:SHOWN]
         plots.save_grid(shown, out / "grid.png", columns)
         arrays = {"images": drawn.images} | ({} if labels is None else {"labels": labels})
@@ -159,7 +108,7 @@ def draw_to_disk(
         if command.guidance_grid:
             write_guidance(model, sampler, command.guidance_grid, labels, command.seed, out / "guidance.png")
         write_record(command, sampler, source, out, argv)
-        said = [score(model, drawn.images, labels, command.evaluator, out)] if model.facts.multi_hot else []
+        said = [write_accuracy(model, drawn.images, labels, command.evaluator, out)] if model.facts.multi_hot else []
     except OSError as error:
         raise UserError(f"cannot write to {out}: {os.strerror(error.errno) if error.errno else error}") from None
     rest = f" (the first {len(shown)} of {len(drawn.images)})" if len(shown) < len(drawn.images) else ""

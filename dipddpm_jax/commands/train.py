@@ -14,8 +14,9 @@ from jaxtyping import PyTree
 
 from dipddpm_jax import checkpoints, devices, plots
 from dipddpm_jax.commands import builders, sizes
+from dipddpm_jax.commands.labels import default_labels
 from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
-from dipddpm_jax.commands.model import Model, cycled_labels, draw
+from dipddpm_jax.commands.model import Model, NotFinite, draw
 from dipddpm_jax.commands.training_data import TrainingData, load_training_data
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config import ranges, saved
@@ -40,7 +41,7 @@ def make_held_out_loss(
     @jax.jit
     def mean_loss(params, collections, images, labels):
         def one(key, images, labels):
-            t, eps, labels = training.draw(key, num_steps, images, labels, 0.0)
+            t, eps, labels = training.random_draws(key, num_steps, images, labels, 0.0)
             return loss_fn(params, collections, images, labels, t, eps, key, False)[0]
 
         def body(total, i):
@@ -77,7 +78,7 @@ class Training:
         loss = training.make_loss(self.network, schedule, config.target, jnp.dtype(config.compute))
         step = training.make_train_step(loss, schedule.num_steps,
                                         builders.make_optimizer(config.optimizer, config.steps),
-                                        config.optimizer.ema_decay, config.label_drop)
+                                        ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop)
         self.state, shardings = self._begun()
         self.step, self.total = int(self.state.step), config.steps
         self.chunk = training.make_chunk(
@@ -138,8 +139,11 @@ class Training:
             return
         model, shown = Model(self.config, self.data.facts, self.network, weights), self.data.examples()
         columns = min(len(self.data.facts.label_names), 10) or 8
-        labels = cycled_labels(shown, 8 * columns)
-        drawn = draw(model, self.config.sampler, 8 * columns, 0, labels, pictures=shown.held_images)
+        labels = default_labels(self.data.facts, 8 * columns, shown.held_labels)
+        try:
+            drawn = draw(model, self.config.sampler, 8 * columns, 0, labels, pictures=shown.held_images)
+        except NotFinite as error:  # the training is well, and later pictures may be
+            return print(f"no {path.name}: {error}", file=sys.stderr)
         with complete_file(path, parents=True) as part:
             plots.save_grid(drawn.images, part, columns)
 
@@ -178,6 +182,10 @@ def _of_saved_size(config: TrainConfig, run: RunOptions) -> TrainConfig:
 def train_on(given: TrainingData, config: TrainConfig, run: RunOptions, preset: str, again: str | None = None
              ) -> tuple[Path, Path]:
     """The same on these pictures; `again` is what goes on with the run, by default a command line."""
+    builders.check_names(config)
+    if jax.process_index() == 0:
+        for line in builders.remarks(builders.make_schedule(config.schedule), config.target):
+            print(line, file=sys.stderr)
     sizes.check_training(config, given.facts)
     builders.make_network(config.network, given.facts, config.schedule.num_steps)  # these fail before
     devices.make_mesh(run.devices, config.batch_size)  # anything is written

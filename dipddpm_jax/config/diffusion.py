@@ -62,13 +62,26 @@ class ResidualDenoiser:
     sigmas: Literal["linear", "exponential", "cosine"] = "linear"
 
 
+# The functions of the same names stand in diffusion/schedules; after num_steps they take these fields, in this order.
+SCHEDULES = {
+    "linear": ("first_beta", "last_beta", "beta_steps"),
+    "cosine": (),
+    "linear_at_zero": ("first_beta", "last_beta"),
+    "waves_at_zero": ("first_beta", "last_beta"),
+}
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: Literal["linear", "cosine", "linear_at_zero", "waves_at_zero"] = "linear"
-    """linear_at_zero and waves_at_zero are system 004's, with an entry for time 0."""
+    name: str = "linear"
+    """linear, cosine, or MODULE:FUNCTION, your own function num_steps -> NoiseSchedule; linear_at_zero and
+    waves_at_zero are system 004's, with an entry for time 0."""
     num_steps: int = 1000
     first_beta: float = 1e-4
     last_beta: float = 0.02
+    beta_steps: int | None = 1000
+    """linear: the betas stand for so many steps and are spread over num_steps; None: as they are, which leaves signal
+    at the end of a short schedule."""
 
 
 @dataclass(frozen=True)

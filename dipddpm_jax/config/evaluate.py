@@ -1,8 +1,11 @@
 """What evaluate can be asked for."""
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+
+from dipddpm_jax.config.sampler import SamplerOptions
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,7 @@ class Evaluate:
     judge: str | None = None
     """digits, crops, scenes, another data set's, a file that `python -m dipddpm_jax judge` wrote, or the iCLEVR
     course's checkpoint.pth; default: the one that belongs to the data."""
-    sampler: str | None = None
-    """ancestral, ddim, heun or dpmpp_2m; default: as the run was configured, like the next options."""
-    num_steps: int | None = None
-    variance: str | None = None
-    eta: float | None = None
-    clip: bool | None = None
-    guidance: float | None = None
-    compose: bool = False
-    """Let each of a picture's labels pull by itself."""
+    how: Annotated[SamplerOptions, tyro.conf.arg(name="")] = SamplerOptions()
     seed: int = 0
     """Of the samples, and of the choice of real pictures."""
     step: int | None = None

@@ -1,8 +1,11 @@
 """What label-accuracy can be asked for."""
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+
+from dipddpm_jax.config.sampler import SamplerOptions
 
 
 @dataclass(frozen=True)
@@ -14,11 +17,7 @@ class LabelAccuracy:
     lists: tuple[str, ...] = ()
     """validation, test, new_test; unseen (combinations that were held out of training) and seen (others, to compare);
     classes (a model with one label a picture). Default: all that there are."""
-    guidance: float | None = None
-    """Weight of classifier-free guidance; default: as the run was configured, like the next three."""
-    num_steps: int | None = None
-    sampler: str | None = None
-    compose: bool = False
+    how: Annotated[SamplerOptions, tyro.conf.arg(name="")] = SamplerOptions()
     seeds: int = 2
     steps: tuple[int, ...] = ()
     """Checkpoints; default: all."""

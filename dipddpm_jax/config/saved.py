@@ -70,6 +70,7 @@ def load(path: Path) -> tuple[str, TrainConfig, Facts]:
     """(preset, config, facts) of a run. Raises UserError when the file is not one that `save` wrote."""
     try:
         raw = json.loads(path.read_text())
+        raw["config"]["schedule"].setdefault("beta_steps", None)  # older runs took their betas as they are
         return raw["preset"], from_json(TrainConfig, raw["config"]), from_json(Facts, raw["data"])
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not the directory of a training run: it has no {path.name}") from None

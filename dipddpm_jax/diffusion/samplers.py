@@ -2,7 +2,8 @@
 
 Coefficients of all transitions t -> s are computed first, in float64 and in the notation of the paper;
 the scan body is then one line. Starting from an estimate instead of pure noise needs no option: give
-the noised estimate as `x` and a grid that starts at its noise level.
+the noised estimate as `x` and a grid that starts at its noise level. All have one signature,
+(denoise, schedule, x, grid, noise, keep=None, own options); to write one of your own, do likewise.
 """
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,10 +19,13 @@ from dipddpm_jax.types import Denoise, Images, NoiseAt
 
 
 class Sample(NamedTuple):
-    """The last x, and x after each transition (XLA drops the path when nobody uses it)."""
+    """The last x, and x after each transition, or after those of `keep` (XLA drops a path that nobody uses)."""
 
     x: Images
     path: Float[Array, "steps b h w c"]
+
+
+Keep = Int[np.ndarray, "kept"] | None  # which transitions 0 .. len(grid) - 2 the path holds; None: all
 
 
 def gaussian_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> NoiseAt:
@@ -34,10 +38,23 @@ def recorded_noise(draws: Float[Array, "levels b h w c"]) -> NoiseAt:
     return lambda t: draws[t]
 
 
-def _walk(step: Callable, carry, **coefficients: np.ndarray):
-    float_type = jax.tree.leaves(carry)[0].dtype
-    rows = {k: jnp.asarray(v, jnp.int32 if v.dtype.kind == "i" else float_type) for k, v in coefficients.items()}
-    return jax.lax.scan(lambda carry, row: step(carry, SimpleNamespace(**row)), carry, rows)
+def _walk(step: Callable, carry, keep: Keep, **coefficients: np.ndarray):
+    """Scans step(carry, row of coefficients) -> (carry, x). With `keep`, memory does not grow with the steps."""
+    x = jax.tree.leaves(carry)[0]
+    rows = {k: jnp.asarray(v, jnp.int32 if v.dtype.kind == "i" else x.dtype) for k, v in coefficients.items()}
+    if keep is None:
+        return jax.lax.scan(lambda carry, row: step(carry, SimpleNamespace(**row)), carry, rows)
+    places = np.full(len(coefficients["t"]), len(keep))  # all that is not kept is written to one spare place
+    places[keep] = np.arange(len(keep))
+
+    def body(carry, row):
+        (carry, kept), (place, row) = carry, row
+        carry, x = step(carry, SimpleNamespace(**row))
+        return (carry, jax.lax.dynamic_update_index_in_dim(kept, x, place, 0)), None
+
+    kept = jnp.zeros((len(keep) + 1, *x.shape), x.dtype)
+    (carry, kept), _ = jax.lax.scan(body, (carry, kept), (jnp.asarray(places, jnp.int32), rows))
+    return carry, kept[:-1]
 
 
 def _transitions(schedule: NoiseSchedule, grid: np.ndarray):
@@ -49,7 +66,7 @@ def _transitions(schedule: NoiseSchedule, grid: np.ndarray):
 
 def ancestral(
     denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt,
-    variance: Literal["beta", "posterior"] = "beta", quiet_steps: int = 1,
+    keep: Keep = None, variance: Literal["beta", "posterior"] = "beta", quiet_steps: int = 1,
 ) -> Sample:
     """DDPM, algorithm 2, on any grid; the last `quiet_steps` transitions add no noise (1 in the paper)."""
     t, s, bar_t, bar_s = _transitions(schedule, grid)
@@ -61,13 +78,13 @@ def ancestral(
         x = c.gain * x - c.eps_scale * denoise(x, c.t).eps + c.sigma * noise(c.s)
         return x, x
 
-    return Sample(*_walk(step, x, t=t, s=s, gain=1 / np.sqrt(alpha), sigma=np.where(noisy, np.sqrt(var), 0),
+    return Sample(*_walk(step, x, keep, t=t, s=s, gain=1 / np.sqrt(alpha), sigma=np.where(noisy, np.sqrt(var), 0),
                          eps_scale=(1 - alpha) / np.sqrt(1 - bar_t) / np.sqrt(alpha)))
 
 
 def ddim(
     denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt,
-    eta: float = 0.0,
+    keep: Keep = None, eta: float = 0.0,
 ) -> Sample:
     """DDIM, eq. 12. eta = 0 is deterministic, eta = 1 is `ancestral` with the posterior variance."""
     t, s, bar_t, bar_s = _transitions(schedule, grid)
@@ -78,15 +95,22 @@ def ddim(
         x = c.signal * x0 + c.eps_scale * eps + (c.sigma * noise(c.s) if eta else 0.0)
         return x, x
 
-    return Sample(*_walk(step, x, t=t, s=s, signal=np.sqrt(bar_s), eps_scale=np.sqrt(1 - bar_s - var),
+    return Sample(*_walk(step, x, keep, t=t, s=s, signal=np.sqrt(bar_s), eps_scale=np.sqrt(1 - bar_s - var),
                          sigma=np.sqrt(var)))
 
 
 def heun(
-    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None,
+    keep: Keep = None,
 ) -> Sample:
-    """Karras et al. 2022, algorithm 1, for y = x / signal with sigma = noise / signal; deterministic."""
+    """Karras et al. 2022, algorithm 1, for y = x / signal with sigma = noise / signal; deterministic.
+
+    It averages the slopes at both ends of a transition, so that sigma must not fall far in one: take `spacings.karras`.
+    Raises ValueError for a grid that starts where float32 cannot hold x / signal.
+    """
     t, s, bar_t, bar_s = _transitions(schedule, grid)
+    if bar_t[0] < 1e-60:
+        raise ValueError(f"no signal is left at time {t[0]}: start at spacings.start_time(schedule)")
     signal_t, signal_s = np.sqrt(bar_t), np.sqrt(bar_s)
     sigma_t, sigma_s = np.sqrt(1 - bar_t) / signal_t, np.sqrt(1 - bar_s) / signal_s
 
@@ -101,13 +125,14 @@ def heun(
         y = y + c.dsigma * d
         return y, c.signal_s * y
 
-    y, path = _walk(step, x / signal_t[0].astype(x.dtype), t=t, s=s, signal_t=signal_t, signal_s=signal_s,
+    y, path = _walk(step, x / signal_t[0].astype(x.dtype), keep, t=t, s=s, signal_t=signal_t, signal_s=signal_s,
                     dsigma=sigma_s - sigma_t)
     return Sample(y * signal_s[-1].astype(x.dtype), path)
 
 
 def dpmpp_2m(
-    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None,
+    keep: Keep = None,
 ) -> Sample:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; deterministic, first order on the first and last transition."""
     t, s, bar_t, bar_s = _transitions(schedule, grid)
@@ -120,10 +145,10 @@ def dpmpp_2m(
     def step(carry, c):
         x, old_x0 = carry
         x0 = denoise(x, c.t).x0
-        x = c.keep * x + c.gain * (x0 + c.extrapolate * (x0 - old_x0))
+        x = c.scale * x + c.gain * (x0 + c.extrapolate * (x0 - old_x0))
         return (x, x0), x
 
-    (x, _), path = _walk(step, (x, jnp.zeros_like(x)), t=t, keep=np.sqrt((1 - bar_s) / (1 - bar_t)),
+    (x, _), path = _walk(step, (x, jnp.zeros_like(x)), keep, t=t, scale=np.sqrt((1 - bar_s) / (1 - bar_t)),
                          gain=-np.sqrt(bar_s) * np.expm1(-h), extrapolate=extrapolate)
     return Sample(x, path)
 
@@ -135,9 +160,3 @@ def reference_frames(num_steps: int, table_steps: int, frames: int = 100) -> Int
     """
     kept = np.floor(np.linspace(0, table_steps, frames)).astype(int)
     return np.union1d(kept[kept < num_steps], [num_steps - 1])
-
-
-def stored_times(num_steps: int) -> Int[np.ndarray, "n"]:
-    """System 004's and TeaPearce's animation: the times t whose transition t -> t - 1 is kept (27 of 400)."""
-    t = np.arange(num_steps, 0, -1)
-    return t[(t % 20 == 0) | (t == num_steps) | (t < 8)]

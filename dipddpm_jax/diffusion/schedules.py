@@ -33,8 +33,8 @@ class NoiseSchedule(NamedTuple):
 
     def alpha_between(self, t: Int[np.ndarray, "n"], s: Int[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
         """The product of (1 - beta) over the transitions from s to a later t: what `ancestral` undoes."""
-        products = np.concatenate([[1.0], np.cumprod(1 - self.betas)])
-        return products[t] / products[s]
+        logs = np.concatenate([[0.0], np.cumsum(np.log1p(-self.betas))])  # products of 20,000 betas leave float64
+        return np.exp(logs[t] - logs[s])
 
 
 def from_betas(betas: Float[np.ndarray, "steps"]) -> NoiseSchedule:
@@ -67,9 +67,18 @@ def waves_at_zero(num_steps: int, low: float = 1e-4, high: float = 0.02, period:
     return from_betas_at_zero((high - low) / 2 * wave + (high + low) / 2)
 
 
-def linear(num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:
-    """Ho et al. 2020, section 4; system 001 as it stands, system 000 with last_beta=0.01."""
-    return from_betas(np.linspace(first_beta, last_beta, num_steps))
+def linear(
+    num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02, beta_steps: int | None = None
+) -> NoiseSchedule:
+    """Ho et al. 2020, section 4; system 001 as it stands, system 000 with last_beta=0.01.
+
+    The betas stand for `beta_steps` steps, 1000 in the paper, and are spread over `num_steps`, so that the same noise
+    is reached: 1 - (1 - beta)^(beta_steps / num_steps). None takes them as they are, whatever num_steps is.
+    """
+    betas = np.linspace(first_beta, last_beta, num_steps)
+    if beta_steps not in (None, num_steps):
+        betas = -np.expm1(np.log1p(-betas) * beta_steps / num_steps)
+    return from_betas(betas)
 
 
 def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:

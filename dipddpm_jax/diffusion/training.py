@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from dipddpm_jax.diffusion import forward
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
-from dipddpm_jax.networks.layers import initial_variables
+from dipddpm_jax.networks.layers import BatchNorm, initial_variables
 from dipddpm_jax.types import Images, Labels, no_labels
 
 ORDER = 2**31 - 1  # fold_in constant of the data order: no step number reaches it
@@ -66,7 +66,7 @@ def init_state(
     return TrainState(jnp.int32(0), params, variables, ema_params, optimizer.init(params), run_key)
 
 
-def draw(
+def random_draws(
     key: Key[Array, ""], num_steps: int, images: Images, labels: Labels | None, drop_rate: float
 ) -> tuple[Int[Array, "b"], Images, Labels | None]:
     """All randomness of one step: times 1..num_steps, noise, labels with some dropped."""
@@ -102,20 +102,36 @@ def make_loss(network: nn.Module, schedule: NoiseSchedule, target: forward.Targe
     return loss
 
 
+def averaged_statistics(old: PyTree, new: PyTree, decay: Float[Array, ""]) -> PyTree:
+    """BatchNorm's running statistics as an average as long as that of the parameters, whose decay is given.
+
+    BatchNorm itself took new = old + 0.1 (batch - old); here the batch counts 1 - decay, and never more than 0.1.
+    """
+    weight = jnp.minimum(1.0, (1 - decay) / BatchNorm.momentum)
+    return jax.tree.map(lambda old, new: old + weight * (new - old), old, new)
+
+
 def make_train_step(
-    loss_fn: Callable, num_steps: int, optimizer: optax.GradientTransformation, ema_decay: float = 0.999,
-    drop_rate: float = 0.1,
+    loss_fn: Callable, num_steps: int, optimizer: optax.GradientTransformation, *, ema_decay: float, drop_rate: float,
 ) -> Callable[[TrainState, Images, Labels | None], tuple[TrainState, Metrics]]:
-    """One optimizer update. A step whose loss or gradient is not finite changes nothing."""
+    """One optimizer update. A step whose loss or gradient is not finite changes nothing.
+
+    `ema_decay` averages the parameters into `ema_params`, and BatchNorm's running statistics over as many steps; 0
+    keeps both as they are. `drop_rate` is the share of pictures whose labels are hidden from the network, for guidance
+    (0.1 in the commands; 0 if there is to be none).
+    """
 
     def step(state: TrainState, images: Images, labels: Labels | None):
         key = jax.random.fold_in(state.key, state.step)
-        t, eps, labels = draw(key, num_steps, images, labels, drop_rate)
+        t, eps, labels = random_draws(key, num_steps, images, labels, drop_rate)
         (loss, collections), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.collections, images, labels, t, eps, key, True)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, ema_decay)
+        if ema_decay and "batch_stats" in collections:
+            collections = collections | {"batch_stats": averaged_statistics(
+                state.collections["batch_stats"], collections["batch_stats"], decay)}
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         new = TrainState(state.step + 1, params, collections, ema_params, opt_state, state.key)
         metrics = Metrics(loss, optax.tree.norm(grads))

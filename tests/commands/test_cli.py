@@ -254,9 +254,10 @@ def test_sampling(run, tmp_path):
     assert Image.open(out / "chain.gif").n_frames == 3  # the start, and two transitions
     record = json.loads((out / "command.json").read_text())
     assert record["command"].startswith("python sample.py") and record["versions"]["jax"]
-    cli.sample_main([str(run), "--count", "3", "--labels", "3", "7", "--seed", "5", "--out", str(out),
+    again = tmp_path / "again"
+    cli.sample_main([str(run), "--count", "3", "--labels", "3", "7", "--seed", "5", "--out", str(again),
                      "--batch-size", "2"])
-    other = np.load(out / "samples.npz")["images"]
+    other = np.load(again / "samples.npz")["images"]
     assert np.abs(other.astype(int) - held["images"][:3]).max() <= 1, "neither count nor batch size changes a picture"
 
 

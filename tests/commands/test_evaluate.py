@@ -15,9 +15,8 @@ from dipddpm_jax.commands.train import checkpoint_items
 from dipddpm_jax.commands.training_data import load_training_data
 from dipddpm_jax.config.diffusion import ScheduleConfig, TrainConfig, UNet
 from dipddpm_jax.config.sampler import SamplerConfig
-from dipddpm_jax.config.saved import Facts, save
+from dipddpm_jax.config.saved import save
 from dipddpm_jax.diffusion import samplers
-from dipddpm_jax.errors import UserError
 
 CONFIG = TrainConfig(UNet(width=8, multipliers=(1,), attention_size=0), ScheduleConfig(num_steps=20),
                      sampler=SamplerConfig(num_steps=2), image_size=8, batch_size=8)
@@ -114,16 +113,6 @@ def test_network_calls_are_those_that_are_made(sampler, labels, calls):
         noise = samplers.gaussian_noise(jax.random.split(jax.random.key(0), 2), (1, 1, 1))
         builders.make_sampler(sampler)(denoise, schedule, x, builders.sampling_grid(sampler, schedule), noise)
     assert sum(made) == 2 * calls
-
-
-def test_pictures_are_asked_for_as_real_ones_are():
-    held = data.Dataset(np.zeros((2, 4, 4, 3), np.uint8), np.eye(3, dtype=np.float32)[:2], tuple("abc"), "toy")
-    assert evaluation.wanted_labels(Facts((4, 4, 3)), held, 5) is None
-    np.testing.assert_array_equal(evaluation.wanted_labels(Facts((4, 4, 3), tuple("abc")), held, 5), [0, 1, 2, 0, 1])
-    rows = evaluation.wanted_labels(Facts((4, 4, 3), tuple("abc"), multi_hot=True), held, 5)
-    np.testing.assert_array_equal(rows, held.labels[[0, 1, 0, 1, 0]])
-    with pytest.raises(UserError, match="no labels that this model knows"):
-        evaluation.wanted_labels(Facts((4, 4, 3), tuple("abcd"), multi_hot=True), held, 5)
 
 
 @pytest.mark.parametrize("args, words", [

@@ -16,12 +16,13 @@ from PIL import Image
 
 from dipddpm_jax import checkpoints, data
 from dipddpm_jax.__main__ import main
-from dipddpm_jax.commands import builders, cli, label_accuracy, sample, train, training_data
+from dipddpm_jax.commands import builders, cli, label_accuracy, train, training_data
+from dipddpm_jax.commands import labels as labels_module
 from dipddpm_jax.commands import model as model_module
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import ScheduleConfig, UNet
 from dipddpm_jax.config.presets import PRESETS
-from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.config.sampler import SamplerConfig, SamplerOptions
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.data import scenes
 from dipddpm_jax.diffusion import denoisers, schedules
@@ -271,7 +272,7 @@ def test_a_label_file_is_scored(run, judge, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "accuracy.json").read_text())["pictures"] == 10
     assert Image.open(tmp_path / "out" / "grid.png").size == (8 * TILE + 10, 2 * TILE + 10)
     ask = SimpleNamespace(label_file=Path("new_test"))
-    assert (sample.labels_of(ask, saved.load(run / "config.json")[2]) == scenes.new_test_labels()).all()
+    assert (labels_module.asked_labels(ask, saved.load(run / "config.json")[2]) == scenes.new_test_labels()).all()
 
 
 @pytest.mark.parametrize("args, words", [
@@ -295,11 +296,13 @@ def test_a_model_with_one_label_a_picture_is_scored_by_class(judge):
     judge_of_it = label_accuracy.judge_of_model(config, facts, None)
     found = label_accuracy.score_list(model, judge_of_it, SamplerConfig(num_steps=1), labels, 0)
     assert found["labels"] == found["pictures"] == 100 and 0 <= found["accuracy"] <= 1
-    ask = SimpleNamespace(labels=(), count=4, guidance=2.0, compose=False, label_file=None, guidance_grid=())
-    assert sample.labels_of(ask, facts).tolist() == [0, 1, 2, 3]
-    for wrong, words in (({"compose": True}, "--compose needs"), ({"label_file": "x.json"}, "--label-file")):
+    how = SamplerOptions(guidance=2.0)
+    ask = SimpleNamespace(labels=(), count=4, how=how, label_file=None, guidance_grid=())
+    assert labels_module.asked_labels(ask, facts).tolist() == [0, 1, 2, 3]
+    for wrong, words in (({"how": SamplerOptions(compose=True)}, "--compose needs"),
+                         ({"label_file": "x.json"}, "--label-file")):
         with pytest.raises(UserError, match=words):
-            sample.labels_of(SimpleNamespace(**vars(ask) | wrong), facts)
+            labels_module.asked_labels(SimpleNamespace(**vars(ask) | wrong), facts)
     with pytest.raises(UserError, match="without labels"):
         label_accuracy.lists_of(config, replace(facts, label_names=()), None)
     with pytest.raises(UserError, match="--evaluator"):

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dipddpm_jax import devices
 from dipddpm_jax.diffusion import schedules, training
 from dipddpm_jax.networks import UNet
+from dipddpm_jax.networks.layers import BatchNorm
 
 NETWORK = UNet(num_steps=50, num_classes=10, width=8, multipliers=(1,), blocks=1, patch_size=2)
 OPTIMIZER = optax.adam(1e-3)
@@ -22,7 +24,7 @@ LENGTH = 8
 
 def make(mesh=None, shard=False):
     loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32"))
-    step = training.make_train_step(loss, 50, OPTIMIZER)
+    step = training.make_train_step(loss, 50, OPTIMIZER, ema_decay=0.999, drop_rate=0.1)
     if mesh is None:
         return training.make_chunk(step, 16, LENGTH, training.Pixels().encode)
     across = NamedSharding(mesh, PartitionSpec("batch"))
@@ -92,7 +94,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
     def loss(params, collections, images, labels, t, eps, key, train):
         return jnp.sum(params**2) / jnp.where(params[0] < 0.75, 0.0, 1.0), collections
 
-    step = training.make_train_step(loss, 50, optax.sgd(0.05))
+    step = training.make_train_step(loss, 50, optax.sgd(0.05), ema_decay=0.999, drop_rate=0.1)
     chunk = training.make_chunk(step, 16, LENGTH, training.Pixels().encode)
     params = jnp.ones(2)
     state = training.TrainState(jnp.int32(0), params, {}, params + 0, optax.sgd(0.05).init(params), jax.random.key(0))
@@ -109,10 +111,10 @@ def test_ema_forgets_the_start_and_then_decays_slowly():
 
 def test_labels_are_dropped_at_the_asked_rate():
     labels = jnp.arange(4000) % 10
-    _, _, kept = training.draw(jax.random.key(0), 50, jnp.zeros((4000, 1, 1, 1)), labels, 0.1)
+    _, _, kept = training.random_draws(jax.random.key(0), 50, jnp.zeros((4000, 1, 1, 1)), labels, 0.1)
     assert np.mean(kept == -1) == pytest.approx(0.1, abs=0.02)
     assert np.all((kept == labels) | (kept == -1))
-    _, _, hot = training.draw(jax.random.key(0), 50, jnp.zeros((4000, 1, 1, 1)), jnp.ones((4000, 3)), 0.1)
+    _, _, hot = training.random_draws(jax.random.key(0), 50, jnp.zeros((4000, 1, 1, 1)), jnp.ones((4000, 3)), 0.1)
     assert set(np.asarray(hot.sum(1)).tolist()) == {0.0, 3.0}
 
 
@@ -140,7 +142,8 @@ def test_eight_devices_give_what_one_gives(run, shard):
 
 def test_bfloat16_computes_with_float32_parameters():
     loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("bfloat16"))
-    chunk = training.make_chunk(training.make_train_step(loss, 50, OPTIMIZER), 16, 2, training.Pixels().encode)
+    step = training.make_train_step(loss, 50, OPTIMIZER, ema_decay=0.999, drop_rate=0.1)
+    chunk = training.make_chunk(step, 16, 2, training.Pixels().encode)
     state, metrics = chunk(start(), jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.int32(2))
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(state.params))
     full, x = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32")), jnp.ones((2, 8, 8, 1))
@@ -170,3 +173,36 @@ def test_flags_of_a_cpu_leave_the_users_alone(given, monkeypatch):
     assert set(names) >= {f"--{name}" for name in devices.CPU_FLAGS}
     devices.set_flags()
     assert [flag.split("=")[0] for flag in os.environ["XLA_FLAGS"].split()] == names
+
+
+class Normalised(nn.Module):
+    """A network of one BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, t, labels=None, train=False):
+        return BatchNorm(name="norm")(x, train)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.99])
+def test_batch_statistics_are_averaged_over_as_many_steps_as_the_parameters(decay):
+    """A parameter that equals the mean of each batch is averaged to what the running mean should be."""
+    means = np.random.default_rng(0).normal(size=600)
+
+    def loss(params, collections, images, labels, t, eps, key, train):
+        _, new = Normalised().apply({"params": params, **collections}, images, t, train=True, mutable=["batch_stats"])
+        return jnp.mean((params["norm"]["bias"] - images.mean()) ** 2) / 2, new
+
+    optimizer = optax.sgd(1.0)  # one step lands on the mean of the batch
+    state = training.init_state(Normalised(), optimizer, jnp.zeros((1, 2, 2, 1)), None, jax.random.key(0))
+    step = training.make_train_step(loss, 50, optimizer, ema_decay=decay, drop_rate=0.0)
+    state, _ = jax.lax.scan(lambda state, mean: (step(state, jnp.full((1, 2, 2, 1), mean), None)[0], None), state,
+                            jnp.asarray(means, jnp.float32))
+    kept, averaged = state.collections["batch_stats"]["norm"]["mean"], state.ema_params["norm"]["bias"]
+    last = float(0.1 * means[::-1] @ 0.9 ** np.arange(600))  # BatchNorm's own average, of about ten steps
+    np.testing.assert_allclose(kept, averaged if decay else last, atol=5e-3)
+    assert abs(last - float(averaged[0])) > 0.1
+
+
+def test_a_library_caller_says_how_many_labels_are_dropped():
+    with pytest.raises(TypeError, match="drop_rate"):
+        training.make_train_step(lambda: None, 50, OPTIMIZER, ema_decay=0.999)
