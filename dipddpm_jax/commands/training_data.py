@@ -50,42 +50,10 @@ def load_training_data(config: TrainConfig, data_dir: Path | None) -> TrainingDa
 
 
 def array_training_data(config: TrainConfig, images: Any, labels: Any, label_names: tuple[str, ...]) -> TrainingData:
-    """Pictures (n, h, w) or (n, h, w, channels) as bytes, other whole numbers 0..255, or floats in [0, 1] (which are
-    rounded to bytes); labels 0, 1, ... (n,), or rows of 0 and 1 (n, k) for several a picture.
-
-    Raises UserError for anything else.
-    """
-    images = _as_bytes(np.asarray(images))
-    if labels is None or not config.labels:
-        return _with_facts(config, images, None, (), images[:0], None)
-    labels = np.asarray(labels)
-    if len(labels) != len(images) or labels.ndim not in (1, 2):
-        raise UserError(f"labels of shape {labels.shape} do not go with {len(images)} pictures: one class each (n,), "
-                        "or rows of 0 and 1 (n, k)")
-    if labels.ndim == 1 and (labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise UserError("labels must be whole numbers 0, 1, ...")
-    if labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
-        raise UserError("labels of several a picture must be rows of 0 and 1")
-    count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    names = label_names or tuple(str(i) for i in range(count))
-    if len(names) < count or labels.ndim == 2 and len(names) > count:
-        raise UserError(f"{len(names)} label names for {count} labels")
-    return _with_facts(config, images, labels.astype(np.int32 if labels.ndim == 1 else np.float32), names,
-                       images[:0], labels[:0])
-
-
-def _as_bytes(images: np.ndarray) -> np.ndarray:
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or not images.size:
-        raise UserError(f"pictures must be an array (n, h, w) or (n, h, w, channels); this one is {images.shape}")
-    if images.dtype.kind not in "buif":
-        raise UserError(f"pictures must be numbers, not {images.dtype}")
-    low, high = images.min(), images.max()
-    most = 1 if images.dtype.kind in "fb" else 255
-    if not (0 <= low and high <= most):  # NaN too
-        raise UserError(f"pictures must be whole numbers 0..255 or floats in [0, 1]; these are {images.dtype} from "
-                        f"{low} to {high}")
-    return np.round(images * (255 / most)).astype(np.uint8) if most == 1 else images.astype(np.uint8)
+    """Arrays as `data.from_arrays` takes them, none of them held out. Raises UserError for anything else."""
+    given = data.from_arrays(images, labels if config.labels else None, label_names if config.labels else None, ARRAY)
+    nothing = None if given.labels is None else given.labels[:0]
+    return _with_facts(config, given.images, given.labels, given.label_names, given.images[:0], nothing)
 
 
 def _with_facts(config: TrainConfig, images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...],

@@ -43,7 +43,7 @@ def from_arrays(
     Raises UserError, which begins with `name`, for anything else.
     """
     pixels = _pixels(np.asarray(images), name)
-    names = None if label_names is None else tuple(str(label) for label in label_names)
+    names = tuple(str(label) for label in label_names) if label_names is not None and len(label_names) else None
     if labels is None:
         if names:
             raise UserError(f"{name} has label_names but no labels")
@@ -63,7 +63,7 @@ def _pixels(images: Shaped[np.ndarray, "..."], name: str) -> UInt8[np.ndarray, "
         images = images[..., None]
     if images.ndim != 4 or not 1 <= images.shape[-1] <= 4 or not images.size:
         hint = "; move the channels to the end" if images.ndim == 4 and images.shape[1] <= 4 else ""
-        raise UserError(f"{name}: images must have axes n h w or n h w c, with 1 to 4 channels; they have shape "
+        raise UserError(f"{name}: images must have axes (n, h, w) or (n, h, w, c), 1 to 4 channels; their shape is "
                         f"{images.shape}{hint}")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)

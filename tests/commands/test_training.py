@@ -83,10 +83,10 @@ def test_a_run_of_an_array_goes_on_with_the_same_array_only(array_run, tmp_path)
     (np.zeros((8, 8)), None, "\\(n, h, w\\)"),
     (np.zeros((0, 8, 8)), None, "\\(n, h, w\\)"),
     (np.full((9, 8, 8), "a"), None, "must be numbers"),
-    (np.zeros((9, 8, 8)), np.zeros(8, int), "do not go with 9 pictures"),
-    (np.zeros((9, 8, 8)), np.zeros(9), "whole numbers"),
+    (np.zeros((9, 8, 8)), np.zeros(8, int), "9 images, and labels of shape"),
+    (np.zeros((9, 8, 8)), np.full(9, 0.5), "whole numbers"),
     (np.zeros((9, 8, 8)), np.full(9, -1), "whole numbers"),
-    (np.zeros((9, 8, 8)), np.full((9, 2), 0.5), "rows of 0 and 1"),
+    (np.zeros((9, 8, 8)), np.full((9, 2), 2), "zeros and ones"),
     (np.zeros((2, 8, 8)), None, "--batch-size 8 is more than the 2 pictures"),
 ])
 def test_arrays_that_are_no_pictures_are_refused(images, labels, message):

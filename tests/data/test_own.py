@@ -40,8 +40,9 @@ def test_labels_are_numbers_names_or_several():
 @pytest.mark.parametrize("images, labels, names, line", [
     (BYTES.astype(np.float32), None, None, "divide by 255"), (BYTES / 127.5 - 1, None, None, r"\(images \+ 1\) / 2"),
     (BYTES.astype(np.uint16) * 257, None, None, "divide by 65535"), (BYTES * np.nan, None, None, "clip or scale"),
-    (np.moveaxis(BYTES, -1, 1), None, None, "move the channels to the end"), (BYTES[0, 0], None, None, "axes n h w"),
-    (BYTES[:0], None, None, "axes n h w"), (BYTES.astype(str), None, None, "must be numbers"),
+    (np.moveaxis(BYTES, -1, 1), None, None, "move the channels to the end"),
+    (BYTES[0, 0], None, None, r"axes \(n, h, w\)"),
+    (BYTES[:0], None, None, r"axes \(n, h, w\)"), (BYTES.astype(str), None, None, "must be numbers"),
     (BYTES, CLASSES[1:], None, "30 images, and labels of shape"), (BYTES, CLASSES - 1, None, "whole numbers from 0"),
     (BYTES, CLASSES / 2, None, "whole numbers"), (BYTES, CLASSES, ["a", "b"], "3 labels and 2 label_names"),
     (BYTES, CLASSES, ["a", "b", "a"], "two of the label_names are 'a'"), (BYTES, None, ["a"], "no labels"),
