@@ -1,6 +1,6 @@
 """The README's first run, timed: train.py as a newcomer types it, its picture, and how many of its digits can be read.
 
-    python benchmarks/default_run.py [--steps N] [--seed N]
+    python benchmarks/default_run.py [--steps N] [--seed N] [--pages]
 
 Reads the samples with a support vector machine that was trained on the same 4,500 digits (its own accuracy on the 500
 held-out ones stands beside). Writes pictures and default_run.jsonl to docs/results, docs/longer_runs.md, and the
@@ -73,20 +73,31 @@ def sentence(r: dict) -> str:
             f"({r['machine']}, {r['date']}, seed {r['seed']})")
 
 
+def code_of(r: dict) -> str:
+    """Which code a row was measured with: the digest of its source, or its date where older rows have no digest."""
+    return r["source"] if r.get("source") else f"of {r['date']}"
+
+
 def table(results: list[dict]) -> str:
-    """docs/longer_runs.md."""
+    """docs/longer_runs.md: each row with its own date, machine and code, and a warning where these differ."""
     lines = ["# What longer runs give", "", "The default preset, trained longer; everything else as it is. The "
              "schedule of the learning rate stretches with the run.", "",
-             "| steps | seconds | held-out loss at the end | at its best | samples read as asked for | picture |",
-             "| --- | --- | --- | --- | --- | --- |"]
+             "| steps | seconds | held-out loss at the end | at its best | samples read as asked for | measured | code "
+             "| picture |", "|---" * 8 + "|"]
     lines += [f"| {r['steps']} | {r['seconds']} | {r['held_out_loss']:.4f} | {r['best_held_out_loss']:.4f} | "
-              f"{100 * r['read']:.1f} % | [samples](results/{r['picture']}) |" for r in results]
-    last = results[-1]
-    lines += ["", f"The reader is a support vector machine that reads {100 * last['real_read']:.1f} % of real held-out "
-              f"digits correctly; {COUNT} samples each. One seed ({last['seed']}), {last['machine']}, {last['date']}.",
+              f"{100 * r['read']:.1f} % | {r['date']}, {r['machine']}, seed {r['seed']} | {code_of(r)} | "
+              f"[samples](results/{r['picture']}) |" for r in results]
+    codes = list(dict.fromkeys(code_of(r) for r in results))
+    if len(codes) > 1:
+        lines += ["", f"**These rows are of {len(codes)} versions of the code** ({', '.join(codes)}): neither their "
+                  "seconds nor their losses show what a longer run gives. Rows of one version do."]
+    real = sorted({f"{100 * r['real_read']:.1f} %" for r in results})
+    lines += ["", f"The reader is a support vector machine that reads {' or '.join(real)} of real held-out digits "
+              f"correctly; {COUNT} samples each. *code*: eight digits of the hash of the package's source.",
               "A held-out loss that rises again says that the 4,500 digits are being learned by heart: for longer runs "
               "use `--data mnist`.", "",
-              "Rebuilt by `python benchmarks/default_run.py`, and with `--steps N` a row at a time."]
+              "Rebuilt by `python benchmarks/default_run.py`, with `--steps N` a row at a time, and with `--pages` "
+              "from the rows that are there."]
     return "\n".join(lines) + "\n"
 
 
@@ -95,10 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="another length than the default's")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pages", action="store_true", help="measure nothing, write docs/longer_runs.md again")
     args = parser.parse_args()
+    log = RESULTS / "default_run.jsonl"
+    if args.pages:
+        (REPO / "docs" / "longer_runs.md").write_text(table(records.read_lines(log)))
+        return
     result = measure(args.steps, args.seed)
     print(sentence(result))
-    log = RESULTS / "default_run.jsonl"
     kept = [r for r in records.read_lines(log) if r["steps"] != result["steps"]]
     results = sorted([*kept, result], key=lambda r: r["steps"])
     records.write_lines(log, results)

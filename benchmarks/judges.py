@@ -1,6 +1,6 @@
 """How the judges answer real pictures, and real pictures that get worse and worse: docs/results/judges.md.
 
-    python benchmarks/judges.py [digits] [crops] [scenes] [--count N] [--seeds N]
+    python benchmarks/judges.py [digits] [crops] [scenes] [--count N] [--seeds N] [--pages]
 
 Real pictures are corrupted and compared with other real pictures, as `comparison.compare` compares samples. One line a
 judge is kept in judges.jsonl, so that one can be done at a time.
@@ -179,7 +179,8 @@ FID, nor with one another between judges.
 To be of use, a distance must be near its floor for real pictures and grow with damage. Below, real pictures are
 damaged more and more, and take the place of samples; the first row of each table is the floor. FD falls with the number
 of pictures (last table), so that only equal n may be compared; KID does not. Part of the floor is chance in how many
-pictures of each class there are: samples with equal shares of all classes may come out below it.
+pictures of each class there are: samples with equal shares of all classes would come out below it, so that
+`dipddpm-jax evaluate` draws real pictures with the samples' classes where each has one.
 
 Pictures that a judge was not trained on stand below its last table: were they further from the rest than others are, so
 much of a distance would be the judge's own. `digits` and `crops` saw the same training pictures again and again,
@@ -192,22 +193,31 @@ from other parts of the photographs, which stand apart by their contents too.
 """
 
 
+def write_page(results: list[dict]) -> None:
+    """docs/results/judges.md."""
+    text = [INTRO, *(line for r in results for line in page_of(r)), "Rebuilt by `python benchmarks/judges.py`.", ""]
+    (RESULTS / "judges.md").write_text("\n".join(text))
+
+
 def main() -> None:
     """Measures the judges that are named, and writes the page of all that were measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=[], metavar="judge", help=f"default: {', '.join(judges.SHIPPED)}")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pages", action="store_true", help="measure nothing, write the page again")
     args = parser.parse_args()
     devices.set_up()
     log = RESULTS / "judges.jsonl"
+    if args.pages:
+        write_page(records.read_lines(log))
+        return
     for name in args.names or judges.SHIPPED:
         result = measure(name, args.count, args.seeds)
         kept = [r for r in records.read_lines(log) if r["judge"] != name]
         results = sorted([*kept, result], key=lambda r: judges.SHIPPED.index(r["judge"]))
         records.write_lines(log, results)
-        text = [INTRO, *(line for r in results for line in page_of(r)), "Rebuilt by `python benchmarks/judges.py`.", ""]
-        (RESULTS / "judges.md").write_text("\n".join(text))
+        write_page(results)
         print("\n".join(page_of(result)))
 
 

@@ -126,6 +126,8 @@ def training_minutes(workdir: Path) -> float:
 def score_checkpoints(command: LabelAccuracy) -> str:
     """label-accuracy: scores what is not scored yet and returns the table. A checkpoint that cannot be read (half of it
     may be deleted) is skipped and said so, unless it was asked for. Raises UserError."""
+    if command.seeds < 1:
+        raise UserError(f"--seeds must be at least 1; got {command.seeds}")
     workdir = command.workdir or saved.newest_run()
     _, config, facts = saved.load(workdir / "config.json")
     sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)

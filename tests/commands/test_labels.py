@@ -221,7 +221,8 @@ def test_the_validation_list_chooses_alone():
 @pytest.mark.parametrize("args, words", [
     (["--lists", "tests"], "no list 'tests'.*validation, test, new_test, unseen, seen"),
     (["--steps", "7"], "no checkpoint of step 7.*1, 2, 3, 4"), (["--num-steps", "21"], "1 to 20"),
-    (["--sampler", "fast"], "unknown sampler"), (["--evaluator", "nothing.pth"], "nothing.pth")])
+    (["--sampler", "fast"], "unknown sampler"),
+    (["--seeds", "0"], "--seeds must be at least 1"), (["--evaluator", "nothing.pth"], "nothing.pth")])
 def test_what_cannot_be_scored_is_refused(run, judge, capsys, args, words):
     before = (run / "accuracy.jsonl").read_text() if (run / "accuracy.jsonl").exists() else None
     with pytest.raises(SystemExit) as stopped:
