@@ -113,6 +113,7 @@ def _watched(message: str) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old = {number: signal.signal(number, _interrupt) for number in STOPPING}
+    old_hook, sys.unraisablehook = sys.unraisablehook, _swallowed
     old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(reader, signals), daemon=True)
     watcher.start()
@@ -120,6 +121,7 @@ def _watched(message: str) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(old_writer)
+        sys.unraisablehook = old_hook
         for number, handler in old.items():
             signal.signal(number, handler or signal.SIG_DFL)
         os.close(writer)  # the thread reads the end of it
@@ -132,6 +134,14 @@ def _interrupt(number, frame) -> None:
     """In the main thread: ends what is not deferred. The thread that watches has noted, or will note, the number."""
     if _signals is not None and not _signals.deferrals:
         raise KeyboardInterrupt(number)
+
+
+def _swallowed(unraisable) -> None:
+    """Exceptions that went nowhere are told, but not an interruption (the thread that watches ends the process soon),
+    nor what TensorStore's threads say after a save that failed (its error is raised as well)."""
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt) and str(error) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _watch(reader: int, signals: Signals) -> None:
