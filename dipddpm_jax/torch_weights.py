@@ -6,8 +6,7 @@ is b_mid.0.conv1.weight. Layouts follow from rank: kernels (height, width, in, o
 height, width) and (out, in), whatever else has three or four axes moves its channels to the front.
 """
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from dipddpm_jax.errors import UserError
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"  # PyTorch keeps one beside every running_mean; no value depends on it
 KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+LISTED = 6  # misfitting entries; more are counted
 PICTURE_AXES = {3: (2, 0, 1), 4: (0, 3, 1, 2)}
 
 
@@ -55,87 +55,63 @@ def export_torch(variables: PyTree) -> dict[str, np.ndarray]:
 def import_torch(state: Mapping[str, np.ndarray], template: PyTree) -> PyTree:
     """The state_dict as variables shaped like `template` (arrays, or what jax.eval_shape gives).
 
-    Numbers keep the state's type. Names may share one prefix ("module.", "network."), and entries outside the prefix
-    that the network's names have are ignored. Raises UserError that lists everything missing, extra or misshapen.
+    Numbers keep the state's type. Names may share one prefix ("module.", "network."), of two that fit equally that of a
+    moving average ("ema_model."); entries outside it are ignored. Raises Misfit, a UserError, that says what is
+    missing, extra or misshapen.
     """
     leaves = traverse_util.flatten_dict(template)
     names = {path: torch_name(path) for path in leaves}
-    state = _without_prefix(state, set(names.values()))
-    found, problems = {}, []
+    state = _below(state, fitting_prefixes(state, template)[0])
+    found, missing, misshapen = {}, [], []
     for path, name in names.items():
         axes, shape = _axes(path, leaves[path].ndim), leaves[path].shape
         wanted = tuple(shape[a] for a in axes)
         if name not in state:
-            problems.append(f"missing {name} {wanted}")
+            missing.append(f"{name} {wanted}")
         elif state[name].shape != wanted:
-            problems.append(f"{name} has shape {state[name].shape} instead of {wanted}")
+            misshapen.append(f"{name} has shape {state[name].shape} instead of {wanted}")
         else:
             found[path] = jnp.asarray(np.asarray(state[name]).transpose(np.argsort(axes)))
-    extra = sorted(set(state) - set(names.values()))
-    problems += [f"extra {name} {state[name].shape}" for name in extra if not name.endswith(COUNTER)]
-    if problems:
-        raise UserError(f"these weights do not fit the network, in {len(problems)} entries: " + "; ".join(problems))
+    extra = [f"{name} {state[name].shape}" for name in sorted(set(state) - set(names.values()))
+             if not name.endswith(COUNTER)]
+    if missing or misshapen or extra:
+        raise Misfit(len(names), missing, misshapen, extra)
     return traverse_util.unflatten_dict(found)
 
 
-def _without_prefix(state: Mapping[str, np.ndarray], wanted: set[str]) -> Mapping[str, np.ndarray]:
-    """The entries below the one prefix (often none) under which most of the wanted names stand."""
-    candidates = {""} | {name.removesuffix(w) for w in wanted for name in state if name.endswith("." + w)}
-    prefix = max(sorted(candidates), key=lambda prefix: sum(prefix + w in state for w in wanted))
+class Misfit(UserError):
+    """A state_dict that is not the network's; `entries` counts those that are missing, misshapen or extra."""
+
+    def __init__(self, wanted: int, missing: Sequence[str], misshapen: Sequence[str], extra: Sequence[str]):
+        self.entries = len(missing) + len(misshapen) + len(extra)
+        if self.entries <= LISTED:
+            parts = [f"missing {name}" for name in missing] + list(misshapen) + [f"extra {name}" for name in extra]
+            what = f"in {self.entries} entries: {'; '.join(parts)}"
+        else:
+            groups = (("missing", missing), ("of another shape", misshapen), ("extra", extra))
+            what = f"the network has {wanted} entries; " + "; ".join(
+                f"{len(group)} {word} ({group[0]}, ...)" for word, group in groups if group)
+        super().__init__(f"these weights do not fit the network: {what}")
+
+
+def fitting_prefixes(state: Mapping[str, np.ndarray], template: PyTree) -> list[str]:
+    """The prefixes (often only "") under which most of the network's names stand, a moving average's first."""
+    wanted = {torch_name(path) for path in traverse_util.flatten_dict(template)}
+    counts = {"": sum(w in state for w in wanted)}
+    for name in state:  # each ending of a name may be what the network calls it
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            if ".".join(parts[i:]) in wanted:
+                prefix = ".".join(parts[:i]) + "."
+                counts[prefix] = counts.get(prefix, 0) + 1
+    most = max(counts.values())
+    return sorted((prefix for prefix, count in counts.items() if count == most), key=lambda p: (not is_average(p), p))
+
+
+def is_average(key: str) -> bool:
+    """True for what checkpoints call a moving average of the weights: ema, model_ema, ema_model, average, shadow."""
+    return bool(re.search(r"(^|[._])(ema|average|averaged|shadow)([._]|$)", key.lower()))
+
+
+def _below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The state_dict in a .safetensors file, or in a .pt/.pth file where PyTorch is installed (nothing is unpickled
-    but tensors). A state_dict inside a training checkpoint ("state_dict", "model", ...) is found.
-
-    Raises UserError for files that hold no weights or cannot be read safely.
-    """
-    if not path.is_file():
-        raise UserError(f"no such file of weights: {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error})") from None
-    return _read_pickle(path)
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"reading {path} needs PyTorch: pip install torch, or convert the file to .safetensors where "
-                        "PyTorch is (safetensors.torch.save_file)") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the pickle machinery happens to raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} holds no weights that can be loaded safely ({reason[0]})") from None
-    state = _tensors(content, torch)
-    for key in ("state_dict", "model_state_dict", "model", "net", "ema"):
-        if not state and isinstance(content, Mapping):
-            state = _tensors(content.get(key), torch)
-    if not state:
-        raise UserError(f"{path} holds no state_dict")
-    return {name: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for name, v in state.items()}
-
-
-def _tensors(content, torch) -> dict:
-    if not isinstance(content, Mapping):
-        return {}
-    return {str(k): v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
-
-
-def write(state: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a .safetensors file, which safetensors.torch.load_file reads. Raises UserError if it cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(dict(state), path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error})") from None

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "convolution", "networks", "diffusion", "inverse", "dip", "hybrids"]
 # `config` is plain Python and imports only errors; what writes, reads or talks to other libraries may ask for it.
-SIDE_EFFECTS = ["files", "config", "memory", "records", "data", "checkpoints", "torch_weights", "devices", "plots",
-                "judging", "commands", "experiments", "__main__"]
+SIDE_EFFECTS = ["files", "config", "memory", "records", "data", "checkpoints", "torch_weights", "torch_files",
+                "devices", "plots", "judging", "commands", "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "contextlib", "dataclasses", "difflib", "flax", "functools", "itertools", "jax",
            "jaxtyping", "math", "numpy", "optax", "os", "types", "typing", "zlib"}
@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_MODULE = 60, 300
 # What every module of a room answers to, as a report answers to `measure`; a configuration is called as its network.
 ROLES = {"data": {"load", "find", "describe"}, "experiments": {"Setting", "Size", "measure", "program"}}
 CONFIGURED = {"UNet", "SmallUNet", "AttentionUNet", "ContextUnet", "ResidualDenoiser"}
-STILL_TWICE = {"read"}
+STILL_TWICE = set()
 
 
 def imports(tree):

@@ -78,7 +78,11 @@ class SampleCommand:
     data_dir: Path | None = None
     """Where data sets are kept, for the sampler that denoises held-out pictures."""
     torch_weights: Path | None = None
-    """A PyTorch checkpoint (.safetensors, .pt, .pth) instead of a run; needs --preset."""
+    """A PyTorch checkpoint (.safetensors, .pt, .pth) instead of a run; needs --preset unless `dipddpm-jax export` wrote
+    it."""
+    weights_key: str | None = None
+    """Which weights of a checkpoint that holds several, such as model, ema or ema.online_model; default: the moving
+    average."""
     preset: str | None = None
     """The preset whose network --torch-weights fits."""
 
@@ -204,9 +208,14 @@ def _sample(argv: list[str]) -> None:
         raise UserError(f"--batch-size must be 1 to 65536; got {command.batch_size}")
     if not 0 <= command.seed < 2**31:
         raise UserError(f"--seed must be between 0 and 2^31 - 1; got {command.seed}")
-    if (command.torch_weights is None) != (command.preset is None):
-        raise UserError("--torch-weights FILE and --preset NAME belong together")
-    if command.preset is None:
+    if command.torch_weights is None and (command.preset or command.weights_key):
+        raise UserError("--preset and --weights-key belong to --torch-weights FILE")
+    if command.torch_weights and not command.preset:
+        if (found := saved.exported(command.torch_weights)) is None:
+            raise UserError(f"--torch-weights {command.torch_weights} needs --preset NAME: the file does not say which "
+                            "network it fits, as one by `dipddpm-jax export` does")
+        workdir, (config, facts) = Path("."), found
+    elif command.preset is None:
         workdir = command.workdir or saved.newest_run()
         _, config, facts = saved.load(workdir / "config.json")
     else:

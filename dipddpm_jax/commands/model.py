@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree, UInt8
 
-from dipddpm_jax import checkpoints, data, devices
+from dipddpm_jax import checkpoints, devices
 from dipddpm_jax.commands import builders
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
@@ -22,7 +22,6 @@ from dipddpm_jax.diffusion.samplers import gaussian_noise
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.passes import repeated_passes
-from dipddpm_jax.torch_weights import import_torch, read
 from dipddpm_jax.types import Denoise, Images, Labels, Times
 
 
@@ -182,31 +181,3 @@ def abstract_model(config: TrainConfig, facts: Facts) -> tuple[nn.Module, dict[s
     shapes = dict(builders.variable_shapes(network, facts))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
-
-
-def load_model(path: Path, config: TrainConfig) -> Model:
-    """A `Model` of somebody's PyTorch weights, for the network of a preset; with labels if they have any.
-
-    Raises UserError when the file or its entries do not fit.
-    """
-    state, problem = read(path), None
-    for facts in _facts_of(config):
-        network = builders.make_network(config.network, facts, config.schedule.num_steps)
-        try:
-            weights = import_torch(state, builders.variable_shapes(network, facts))
-            return Model(config, facts, network, weights)
-        except UserError as error:
-            problem = problem or error
-    raise UserError(f"{path}: {problem}")
-
-
-def _facts_of(config: TrainConfig) -> list[Facts]:
-    """What the preset's data set would tell, without needing it: with its labels, and without."""
-    known = data.describe(config.data)
-    if known is None:
-        raise UserError(f"what {config.data} holds is not known beforehand; name a preset of another data set")
-    shape = known.image_shape
-    if config.image_size:
-        shape = config.image_size, config.image_size, shape[2]
-    with_labels = [Facts(shape, known.label_names, known.several)] if config.labels else []
-    return [*with_labels, Facts(shape)]

@@ -12,8 +12,9 @@ import numpy as np
 
 from dipddpm_jax import __version__, data, devices, plots
 from dipddpm_jax.commands import builders
+from dipddpm_jax.commands.foreign_weights import load_model
 from dipddpm_jax.commands.labels import asked_labels
-from dipddpm_jax.commands.model import Model, draw, load_model, load_run
+from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
@@ -83,7 +84,8 @@ def draw_to_disk(
     """Writes grid.png, samples.npz, command.json, and what else is asked for; returns what to tell the user."""
     devices.set_up()
     if command.torch_weights:
-        model, source = load_model(command.torch_weights, config), str(command.torch_weights)
+        model, source = load_model(
+            command.torch_weights, None if facts else config, command.weights_key), str(command.torch_weights)
     else:
         model = load_run(workdir, command.step)
         source = f"step {model.step} of {workdir}"

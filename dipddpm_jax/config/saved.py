@@ -44,6 +44,9 @@ def from_json(kind: Any, raw: Any) -> Any:
     return tuple(raw) if isinstance(raw, list) else raw
 
 
+EXPORTED = "dipddpm_jax"  # where an exported file says what its model is
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a run takes from its data set, kept in config.json so that sampling does not need the data."""
@@ -62,8 +65,12 @@ class Facts:
 
 def save(config: TrainConfig, preset: str, facts: Facts, path: Path) -> None:
     """Writes config.json. Raises UserError when the disk does not let it."""
-    record = {"preset": preset, "config": to_json(config), "data": to_json(facts)}
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(to_record(config, preset, facts), indent=2) + "\n")
+
+
+def to_record(config: TrainConfig, preset: str, facts: Facts) -> dict[str, Any]:
+    """What config.json holds, and an exported file of weights too."""
+    return {"preset": preset, "config": to_json(config), "data": to_json(facts)}
 
 
 def load(path: Path) -> tuple[str, TrainConfig, Facts]:
@@ -76,6 +83,27 @@ def load(path: Path) -> tuple[str, TrainConfig, Facts]:
         raise UserError(f"{path.parent} is not the directory of a training run: it has no {path.name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of a run ({error})") from None
+
+
+def exported(path: Path) -> tuple[TrainConfig, Facts] | None:
+    """What a .safetensors file says of its model, if `dipddpm-jax export` wrote it; its weights are not read.
+
+    Raises UserError for a damaged record.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if path.suffix == ".safetensors" and size < 2**27 else {}
+        record = header["__metadata__"][EXPORTED]
+    except FileNotFoundError:
+        raise UserError(f"no such file of weights: {path}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        raw = json.loads(record)
+        return from_json(TrainConfig, raw["config"]), from_json(Facts, raw["data"])
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path}: what it says of its model is not a configuration ({error})") from None
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

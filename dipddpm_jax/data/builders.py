@@ -39,7 +39,7 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         folder = Path(dl_manager.manual_dir)
-        parts = {split: originals.read(self.SET, split, folder) for split in ("train", "test")}
+        parts = {split: originals.read_published(self.SET, split, folder) for split in ("train", "test")}
         return {split: self._generate_examples(*pictures) for split, pictures in parts.items()}
 
     def _generate_examples(self, images: UInt8[np.ndarray, "n h w c"], labels: Int32[np.ndarray, "n"]):

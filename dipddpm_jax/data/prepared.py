@@ -38,7 +38,7 @@ def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Datas
     if folder is None:
         files = originals.find(name, data_dir) or originals.download(name, data_dir)
         folder = prepare(name, files, data_dir)
-    images, labels = originals.read(name, split, files) if folder is None else decoded(folder, split)
+    images, labels = originals.read_published(name, split, files) if folder is None else decoded(folder, split)
     if images.shape[1:] != ORIGINALS[name].shape:
         raise UserError(f"{folder} holds pictures of {images.shape[1:]}; those of {name} are {ORIGINALS[name].shape}")
     return Dataset(images, labels, ORIGINALS[name].label_names, name)

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float64, Int, PyTree, UInt8
 from scipy.special import expit, softmax
 
-from dipddpm_jax import records, torch_weights
+from dipddpm_jax import records, torch_files, torch_weights
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import writing
@@ -94,7 +94,7 @@ def load_judge(name: str, path: Path | None = None) -> Judge:
         raise UserError(f"unknown judge {name!r}: {hint}Known are {', '.join(SHIPPED)}, those of the data sets "
                         f"{', '.join(TRAINABLE)}, and a file (.safetensors or .pth)")
     try:
-        state, record = torch_weights.read(path), _record(path)
+        state, record = torch_files.read_state(path), _record(path)
         network = NETWORKS[record["network"]](len(record["label_names"]), tuple(record["widths"]))
         shape, names = tuple(record["image_shape"]), tuple(record["label_names"])
         accuracy, several = record["accuracy"], record["several"]
@@ -126,7 +126,7 @@ def load_course_checkpoint(path: Path) -> Judge:
 
     network = ResNet18(len(OBJECTS))
     try:
-        weights = torch_weights.import_torch(torch_weights.read(path), template(network, (64, 64, 3)))
+        weights = torch_weights.import_torch(torch_files.read_state(path), template(network, (64, 64, 3)))
     except UserError as error:
         raise UserError(f"{path} is not the course's evaluator, a ResNet18 with {len(OBJECTS)} outputs: "
                         f"{str(error)[:300]}") from None

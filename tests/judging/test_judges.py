@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import linalg, ndimage, special
 
-from dipddpm_jax import data, torch_weights
+from dipddpm_jax import data, torch_files, torch_weights
 from dipddpm_jax.__main__ import main
 from dipddpm_jax.data import rendering
 from dipddpm_jax.errors import UserError
@@ -179,7 +179,7 @@ def test_a_judge_comes_back_from_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="dipddpm-jax judge cifar10"):
         judges.load_judge("cifar10")
-    torch_weights.write(torch_weights.export_torch(judge.weights), tmp_path / "other.safetensors")
+    torch_files.write_state(torch_weights.export_torch(judge.weights), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no judge"):
         judges.load_judge("other", tmp_path / "other.safetensors")
 

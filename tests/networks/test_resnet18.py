@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dipddpm_jax.networks.resnet18 import ResNet18
-from dipddpm_jax.torch_weights import export_torch, import_torch, read
+from dipddpm_jax.torch_files import read_state
+from dipddpm_jax.torch_weights import export_torch, import_torch
 
 NARROW = (8, 16, 24, 32)
 
@@ -112,7 +113,7 @@ def test_the_published_size_and_names_fit_the_checkpoint_of_the_course(tmp_path)
     shapes = template(network)
     sizes = [leaf.size for leaf in jax.tree.leaves(shapes["params"])]
     assert sum(sizes) - 512 * 24 - 24 == 11_689_512 - 513_000
-    state = read(tmp_path / "checkpoint.pth")
+    state = read_state(tmp_path / "checkpoint.pth")
     assert {"conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight", "layer4.1.bn2.running_var",
             "fc.0.weight"} <= set(state)
     variables = import_torch(state, shapes)

@@ -11,9 +11,12 @@ from parity.networks import compiled
 from safetensors.numpy import save_file
 
 from benchmarks.places import CHECKPOINT
-from dipddpm_jax import torch_weights
+from dipddpm_jax import torch_files, torch_weights
 from dipddpm_jax.__main__ import main
-from dipddpm_jax.commands.model import Model, load_model
+from dipddpm_jax.commands.foreign_weights import load_model
+from dipddpm_jax.commands.model import Model
+from dipddpm_jax.config.diffusion import TrainConfig
+from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.networks import AttentionUNet, ContextUnet, ConvStack, ResidualDenoiser, SkipNet, SmallUNet
 from dipddpm_jax.types import UserError
 
@@ -91,12 +94,12 @@ def test_one_prefix_is_seen_through(prefix):
 def test_safetensors_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     state = torch_weights.export_torch(random_variables(*NETWORKS["skip"]))
-    torch_weights.write(state, tmp_path / "a.safetensors")
-    back = torch_weights.read(tmp_path / "a.safetensors")
+    torch_files.write_state(state, tmp_path / "a.safetensors")
+    back = torch_files.read_state(tmp_path / "a.safetensors")
     assert back.keys() == state.keys() and all(np.array_equal(back[k], state[k]) for k in state)
     (tmp_path / "b.pt").write_bytes(b"anything")
     with pytest.raises(UserError, match="pip install torch, or convert"):
-        torch_weights.read(tmp_path / "b.pt")
+        torch_files.read_state(tmp_path / "b.pt")
 
 
 def test_bad_files_are_refused_in_words(tmp_path):
@@ -108,11 +111,11 @@ def test_bad_files_are_refused_in_words(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     for name in ("missing.pt", "cut.safetensors", "empty.pt", "text.pth"):
         with pytest.raises(UserError, match=name):
-            torch_weights.read(tmp_path / name)
+            torch_files.read_state(tmp_path / name)
     with pytest.raises(UserError):
-        torch_weights.read(tmp_path)
+        torch_files.read_state(tmp_path)
     with pytest.raises(UserError, match="cannot write"):
-        torch_weights.write({}, tmp_path / "no" / "folder.safetensors")
+        torch_files.write_state({}, tmp_path / "no" / "folder.safetensors")
 
 
 class Evil:
@@ -127,7 +130,7 @@ def test_nothing_is_unpickled_blindly(tmp_path, monkeypatch):
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pt", "raw.pt"):
         with pytest.raises(UserError, match="safely"):
-            torch_weights.read(tmp_path / name)
+            torch_files.read_state(tmp_path / name)
     assert not (tmp_path / "evil-was-here").exists()
 
 
@@ -138,11 +141,11 @@ def test_training_checkpoints_are_unwrapped(tmp_path, wrap):
     torch = pytest.importorskip("torch")
     state = {"conv1.weight": torch.ones(2, 1, 3, 3), "half": torch.ones(2, dtype=torch.bfloat16)}
     torch.save(wrap(state), tmp_path / "a.pt")
-    back = torch_weights.read(tmp_path / "a.pt")
+    back = torch_files.read_state(tmp_path / "a.pt")
     assert back["conv1.weight"].shape == (2, 1, 3, 3) and back["half"].dtype == np.float32
     torch.save({"epoch": 3}, tmp_path / "b.pt")
     with pytest.raises(UserError, match="no state_dict"):
-        torch_weights.read(tmp_path / "b.pt")
+        torch_files.read_state(tmp_path / "b.pt")
 
 
 @pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the public checkpoint is not beside the checkout")
@@ -153,7 +156,7 @@ def test_a_public_checkpoint_knows_digits():
     from dipddpm_jax.diffusion import forward, schedules
 
     network = SmallUNet()
-    variables = torch_weights.import_torch(torch_weights.read(CHECKPOINT), template(network, (28, 28, 1)))
+    variables = torch_weights.import_torch(torch_files.read_state(CHECKPOINT), template(network, (28, 28, 1)))
     x0 = jnp.asarray(load("mnist5k", "test").images[:200:5] / np.float32(127.5) - 1)
     schedule = schedules.linear(1000)
     t = jnp.asarray(np.linspace(50, 1000, len(x0)), jnp.int32)
@@ -190,10 +193,11 @@ def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
 
     network = NETWORKS["stack"]
     variables = random_variables(*network)
-    monkeypatch.setattr(model, "load_run", lambda workdir, step: Model(None, None, network[0], variables, 7))
+    made = Model(TrainConfig(), Facts((8, 8, 1)), network[0], variables, 7)
+    monkeypatch.setattr(model, "load_run", lambda workdir, step: made)
     main(["export", str(tmp_path), str(tmp_path / "a.safetensors")])
     assert "6 entries of step 7" in capsys.readouterr().out
-    back = torch_weights.import_torch(torch_weights.read(tmp_path / "a.safetensors"), template(*network))
+    back = torch_weights.import_torch(torch_files.read_state(tmp_path / "a.safetensors"), template(*network))
     assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
 
 
@@ -208,15 +212,14 @@ def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, capsys, out, mess
 def test_a_model_from_foreign_weights_with_and_without_labels(tmp_path):
     """The preset says that there are labels; weights without a label embedding make a model without."""
     from dipddpm_jax.config.diffusion import AttentionUNet as Options
-    from dipddpm_jax.config.diffusion import TrainConfig
 
     config = TrainConfig(network=Options((8, 8, 8, 8), 16), data="mnist")
     for classes in (10, None):
         network = AttentionUNet(classes, (8, 8, 8, 8), 16)
         state = torch_weights.export_torch(random_variables(network, (28, 28, 1)))
-        torch_weights.write(state, tmp_path / "a.safetensors")
+        torch_files.write_state(state, tmp_path / "a.safetensors")
         model = load_model(tmp_path / "a.safetensors", config)
         assert model.network == network and len(model.facts.label_names) == (classes or 0)
-    torch_weights.write({"a": np.ones(2, np.float32)}, tmp_path / "b.safetensors")
+    torch_files.write_state({"a": np.ones(2, np.float32)}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="b.safetensors: these weights do not fit"):
         load_model(tmp_path / "b.safetensors", config)
