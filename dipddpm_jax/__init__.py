@@ -8,7 +8,7 @@ Three doors for a researcher, all with NumPy arrays in and out:
 The rooms, each importing only those before it:
     convolution   how a convolution is computed: cpu (its forms), winograd, bands (rows shared by devices)
     networks      one network a file, with the attribute names of the PyTorch original; layers
-    diffusion     from noise to pictures: schedules, forward (adding noise), denoisers, samplers, training
+    diffusion     from noise to pictures: schedules, forward (adding noise), denoisers, spacings, samplers, training
     inverse       what was measured: operators, noises, noise_level
     dip           one picture, one untrained network: fit, variants, stopping, study (oracles), staged (system 002)
     hybrids       where the two meet: filtered_start (system 001), passes (system 003)
@@ -32,6 +32,7 @@ _PUBLIC = {  # name: the module that defines it, or is it
     "load_run": "commands.model",
     "samplers": "diffusion.samplers",
     "schedules": "diffusion.schedules",
+    "spacings": "diffusion.spacings",
     "UserError": "errors",
 }
 __all__ = ["__version__", *_PUBLIC]

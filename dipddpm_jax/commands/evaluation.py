@@ -12,7 +12,7 @@ from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import model as model_module
 from dipddpm_jax.commands.labels import default_labels
 from dipddpm_jax.config.diffusion import TrainConfig
-from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.config.sampler import SAMPLERS, SamplerConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text, writing
 from dipddpm_jax.judging import comparison, judges
@@ -94,12 +94,17 @@ def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.D
     return Samples(drawn.images, labels, model.facts.label_names, f"step {model.step} of {workdir}", made)
 
 
-def network_calls(sampler: SamplerConfig, config: TrainConfig, labels: np.ndarray | None) -> int:
-    """NFE: how many pictures the network sees for each one drawn. The last call of heun is made, but not used."""
+def network_calls(sampler: SamplerConfig, config: TrainConfig, labels: np.ndarray | None) -> int | None:
+    """NFE: how many pictures the network sees for each one drawn. The last call of heun is made, but not used.
+
+    None for a sampler of the user's, which may call the network as often as it likes.
+    """
+    if sampler.name not in SAMPLERS:
+        return None
+    row = SAMPLERS[sampler.name]
     if sampler.name == "random_passes":
-        return sampler.num_steps or 10
-    calls = (len(builders.sampling_grid(sampler, builders.make_schedule(config.schedule))) - 1)
-    calls *= 2 if sampler.name == "heun" else 1
+        return sampler.num_steps or row.num_steps
+    calls = row.calls * (len(builders.sampling_grid(sampler, builders.make_schedule(config.schedule))) - 1)
     if labels is None:
         return calls
     if sampler.compose and labels.ndim == 2:
@@ -207,8 +212,8 @@ def page(r: dict[str, Any]) -> str:
               + (f" Distances to training pictures are root mean squares of pixels 0..255, of {near['pictures']} "
                  "pictures (nearest.png)." if near else "")]
     if "sampler" in r:
-        s = r["sampler"]
-        lines += ["", f"Sampler {s['name']}, guidance {s['guidance']:g}, {r['network_calls']} network calls a picture, "
+        s, calls = r["sampler"], r["network_calls"] or "an unknown number of"
+        lines += ["", f"Sampler {s['name']}, guidance {s['guidance']:g}, {calls} network calls a picture, "
                   f"{r['seconds']:.1f} s with compilation for {r['samples']} pictures, seed {r['sample_seed']}."]
     versions = ", ".join(f"{k} {v}" for k, v in r["versions"].items())
     lines += ["", f"{r['machine']}; {versions}; {r['date']}; seed {r['seed']}."]

@@ -138,7 +138,8 @@ def score_checkpoints(command: LabelAccuracy) -> str:
     kept = checkpoints.steps(workdir / "checkpoints")
     if wrong := [step for step in command.steps if step not in kept]:
         raise UserError(f"no checkpoint of step {wrong[0]} in {workdir}: it has {', '.join(map(str, kept)) or 'none'}")
-    judge, settings = judge_of_model(config, facts, command.evaluator), asdict(sampler)
+    judge = judge_of_model(config, facts, command.evaluator)
+    settings = {k: v for k, v in asdict(sampler).items() if (k, v) != ("spacing", None)}  # as in rows of older versions
     path = workdir / "accuracy.jsonl"
     losses, rows = training_losses(workdir), read_lines(path)
     steps = list(command.steps or kept)

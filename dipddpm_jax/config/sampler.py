@@ -16,13 +16,15 @@ class Sampler(NamedTuple):
     num_steps: int | None = 25
     """None: all times."""
     spacing: str = "even_time"
+    calls: int = 1
+    """How often a transition asks the denoiser."""
 
 
 # The functions of the same names stand in diffusion/samplers; random_passes stands in commands/model.
 SAMPLERS = {
     "ancestral": Sampler(("variance", "quiet_steps"), None),
     "ddim": Sampler(("eta",)),
-    "heun": Sampler(spacing="karras"),
+    "heun": Sampler(spacing="karras", calls=2),
     "dpmpp_2m": Sampler(),
     "random_passes": Sampler(num_steps=10),
 }

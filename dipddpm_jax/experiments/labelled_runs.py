@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,10 +35,20 @@ class Ask:
     of: Literal["lists", "pairs", "digits"] = "lists"
 
 
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as JSON without what older versions had no field for, if it changes nothing: their runs count."""
+    record = saved.to_json(config)
+    if config.sampler.spacing is None:
+        del record["sampler"]["spacing"]
+    if config.schedule.name != "linear" or config.schedule.num_steps == config.schedule.beta_steps:
+        del record["schedule"]["beta_steps"]
+    return record
+
+
 def trained_run(config: TrainConfig, keep_every: int) -> Path:
     """The run of a configuration in the user's cache folder: found there, gone on with, or begun."""
     config = replace(config, keep_every=keep_every)
-    name = hashlib.sha256(json.dumps(saved.to_json(config)).encode()).hexdigest()[:12]
+    name = hashlib.sha256(json.dumps(_identity(config)).encode()).hexdigest()[:12]
     workdir = records.cache_folder() / "runs" / name
     options = RunOptions(workdir, resume=(workdir / "config.json").exists(), sample_every=0)
     if checkpoints.latest_step(workdir / "checkpoints") != config.steps:

@@ -118,3 +118,18 @@ def test_pictures_are_not_written_among_a_users_own(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.sample_main([str(run), "--guidance-grid", "1", "nan"])
     assert stopped.value.code == 2 and "guidance must be a number" in capsys.readouterr().err
+
+
+def test_what_old_versions_scored_and_trained_is_found_again():
+    """The identities of a run in the cache, and of a row in accuracy.jsonl, without the fields that are new."""
+    from dipddpm_jax.experiments import labelled_runs
+
+    config = PRESETS["scenes"][1]
+    found = labelled_runs._identity(config)
+    old = saved.to_json(config)
+    del old["sampler"]["spacing"], old["schedule"]["beta_steps"]
+    assert found == old
+    spaced = dataclasses.replace(config, sampler=SamplerConfig(spacing="karras"))
+    assert labelled_runs._identity(spaced)["sampler"]["spacing"] == "karras"
+    short = dataclasses.replace(config, schedule=ScheduleConfig("linear", 100))
+    assert labelled_runs._identity(short)["schedule"]["beta_steps"] == 1000
