@@ -6,7 +6,7 @@ depends on the steps in sigma = noise / signal, whose logarithm some schedules c
 import numpy as np
 from jaxtyping import Float, Int
 
-from dipddpm_jax.diffusion.schedules import NoiseSchedule
+from dipddpm_jax.diffusion.schedules import NoiseSchedule, strided_grid
 
 MOST_NOISE = 200.0  # the largest sigma to start from; the linear schedule of Ho et al. 2020 ends at 157
 LITTLE_SIGNAL = 0.05  # a start that leaves more than this of the signal is not noise
@@ -31,7 +31,7 @@ def start_time(schedule: NoiseSchedule) -> int:
 
 def even_time(schedule: NoiseSchedule, num_steps: int, start: int | None = None) -> Int[np.ndarray, "grid"]:
     """Times that are evenly spread over start .. 0, as DDIM's. Raises ValueError for more transitions than times."""
-    return _whole(np.linspace(_checked(schedule, num_steps, start), 0, num_steps + 1))
+    return strided_grid(_checked(schedule, num_steps, start), num_steps)
 
 
 def even_log_snr(schedule: NoiseSchedule, num_steps: int, start: int | None = None) -> Int[np.ndarray, "grid"]:

@@ -12,9 +12,10 @@ from flax import linen as nn
 
 from dipddpm_jax.commands import builders
 from dipddpm_jax.commands.model import Model, NotFinite, draw
+from dipddpm_jax.config import ranges
 from dipddpm_jax.config.diffusion import SCHEDULES, ScheduleConfig, TrainConfig
 from dipddpm_jax.config.presets import PRESETS
-from dipddpm_jax.config.sampler import SAMPLERS, SamplerConfig
+from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, SamplerOptions, chosen_sampler
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import denoisers, samplers, schedules, spacings
 from dipddpm_jax.errors import UserError
@@ -137,6 +138,20 @@ def test_configurations_know_their_functions():
     for name, fields in SCHEDULES.items():
         c = ScheduleConfig(name, 400)
         assert getattr(schedules, name)(400, *(getattr(c, field) for field in fields)).num_steps == 400
+
+
+def test_a_new_sampler_or_schedule_is_a_function_and_a_row(monkeypatch):
+    monkeypatch.setattr(samplers, "again", samplers.ddim, raising=False)
+    monkeypatch.setitem(SAMPLERS, "again", Sampler(("eta",), 7, "karras"))
+    monkeypatch.setattr(schedules, "flat", lambda steps, beta: schedules.linear(steps, beta, beta), raising=False)
+    monkeypatch.setitem(SCHEDULES, "flat", ("first_beta",))
+    config = replace(TrainConfig(), schedule=ScheduleConfig("flat", 500, first_beta=0.02))
+    ranges.check(config)
+    sampler = chosen_sampler(config.sampler, SamplerOptions("again", eta=0.5), 500)
+    schedule = builders.make_schedule(config.schedule)
+    made = builders.make_sampler(sampler)
+    assert (made.func, made.keywords) == (samplers.ddim, {"eta": 0.5})
+    np.testing.assert_array_equal(builders.sampling_grid(sampler, schedule), spacings.karras(schedule, 7))
 
 
 @pytest.mark.parametrize("schedule, target, words", [
