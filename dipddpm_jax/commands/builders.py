@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from dipddpm_jax import networks
-from dipddpm_jax.config.diffusion import SCHEDULES, OptimizerConfig, ScheduleConfig, TrainConfig
+from dipddpm_jax.config.diffusion import SCHEDULES, OptimizerConfig, OwnNetwork, ScheduleConfig, TrainConfig
 from dipddpm_jax.config.own import own_function
 from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, is_own
 from dipddpm_jax.config.saved import Facts
@@ -61,18 +61,25 @@ def remarks(schedule: schedules.NoiseSchedule, target: str) -> list[str]:
 def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
     """The Linen module of the same name, with what follows from data and schedule filled in.
 
-    Raises UserError when it cannot take pictures of this shape.
+    One of the user's own is what its function returns. Raises UserError when it cannot take pictures of this shape.
     """
-    kind = getattr(networks, type(config).__name__)
     derived = {"channels": facts.image_shape[-1], "num_classes": len(facts.label_names) or None, "num_steps": num_steps}
-    known = {f.name for f in dataclasses.fields(kind)}
-    network = kind(**dataclasses.asdict(config), **{k: v for k, v in derived.items() if k in known and v is not None})
+    if isinstance(config, OwnNetwork):
+        network = own_function("--network.function", config.function)(**derived)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"--network.function {config.function} must return a flax.linen Module, not "
+                            f"{type(network).__name__}")
+    else:
+        kind = getattr(networks, type(config).__name__)
+        known = {f.name for f in dataclasses.fields(kind)}
+        given = {k: v for k, v in derived.items() if k in known and v is not None}
+        network = kind(**dataclasses.asdict(config), **given)
     try:
         variable_shapes(network, facts)
     except UserError:
         raise
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{kind.__name__} cannot take pictures of {'x'.join(map(str, facts.image_shape))} "
+        raise UserError(f"{type(network).__name__} cannot take pictures of {'x'.join(map(str, facts.image_shape))} "
                         f"({str(error).splitlines()[0][:120]})") from None
     return network
 

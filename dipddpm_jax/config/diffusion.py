@@ -3,7 +3,7 @@
 Plain Python, so that the command line is parsed before JAX is imported. A network's options stand here under the
 names of the Linen module's fields; what follows from the data (channels, classes) and the schedule is filled in later.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,6 +62,15 @@ class ResidualDenoiser:
     sigmas: Literal["linear", "exponential", "cosine"] = "linear"
 
 
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network of the user's own."""
+
+    function: str = "MODULE:FUNCTION"
+    """Yours, called with channels, num_classes (None: no labels) and num_steps; returns a Linen module that is called
+    as network(x, t, labels, train=False)."""
+
+
 # The functions of the same names stand in diffusion/schedules; after num_steps they take these fields, in this order.
 SCHEDULES = {
     "linear": ("first_beta", "last_beta", "beta_steps"),
@@ -104,7 +113,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    network: UNet | SmallUNet | AttentionUNet | ContextUnet | ResidualDenoiser = field(default_factory=UNet)
+    network: UNet | SmallUNet | AttentionUNet | ContextUnet | ResidualDenoiser | OwnNetwork = UNet()
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampler: SamplerConfig = SamplerConfig()
@@ -132,7 +141,8 @@ class TrainConfig:
     """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""
 
 
-NETWORKS = (UNet, SmallUNet, AttentionUNet, ContextUnet, ResidualDenoiser)
+NETWORKS = (UNet, SmallUNet, AttentionUNet, ContextUnet, ResidualDenoiser, OwnNetwork)
+
 
 @dataclass(frozen=True)
 class RunOptions:

@@ -5,6 +5,7 @@ from dipddpm_jax.config.diffusion import (
     AttentionUNet,
     ContextUnet,
     OptimizerConfig,
+    OwnNetwork,
     ResidualDenoiser,
     ScheduleConfig,
     SmallUNet,
@@ -14,6 +15,10 @@ from dipddpm_jax.config.diffusion import (
 from dipddpm_jax.config.sampler import SamplerConfig
 
 _NO_EMA = 0.0
+_RECOMMENDED = TrainConfig(
+    network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=1250,
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0, ema_decay=0.995),
+    sampler=SamplerConfig(guidance=1.0))
 _SEVERAL_LABELS = TrainConfig(  # one picture in 4x4 pixels: small enough for a CPU
     network=UNet(width=48, patch_size=4), schedule=ScheduleConfig("cosine"), target="x0", data="scenes", batch_size=32,
     steps=5000, optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=200, decay="cosine", clip_norm=1.0),
@@ -21,11 +26,7 @@ _SEVERAL_LABELS = TrainConfig(  # one picture in 4x4 pixels: small enough for a 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "unet": (
         "the recommended model, class-conditional digits (the main job)",
-        TrainConfig(
-            network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=1250,
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine", clip_norm=1.0,
-                                      ema_decay=0.995),
-            sampler=SamplerConfig(guidance=1.0)),
+        _RECOMMENDED,
     ),
     "attention-unet": (
         "system 000's base: MNIST with labels, 100 epochs, Adam 2e-4 falling every 80 (--no-labels: the plain UNet)",
@@ -54,6 +55,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             network=ContextUnet(), schedule=ScheduleConfig("linear_at_zero", 400), target="eps", data="scenes",
             steps=84_000, optimizer=OptimizerConfig(learning_rate=1e-4, ema_decay=_NO_EMA),
             sampler=SamplerConfig("ancestral")),
+    ),
+    "own": (
+        "the recommended model's training for a network of your own: --network.function MODULE:FUNCTION",
+        replace(_RECOMMENDED, network=OwnNetwork()),
     ),
     "scenes": (
         "the recommended model for several labels a picture, on rendered scenes: an hour on one core",

@@ -12,6 +12,7 @@ from dipddpm_jax.data import scenes
 
 SMALL = {
     "unet": ["--network.width", "8"],
+    "own": ["--network.function", "dipddpm_jax.networks:SmallUNet"],
     "attention-unet": ["--data", "mnist5k", "--network.widths", "8", "8", "8", "8", "--network.time-dim", "8"],
     "small-unet": ["--data", "mnist5k", "--network.widths", "4", "4", "4"],
     "residual-denoiser": ["--data", "photo_crops", "--network.num-blocks", "2"],
