@@ -104,11 +104,12 @@ class OptimizerConfig:
     """Steps between falls, with decay=step."""
     decay_factor: float = 0.1
     weight_decay: float = 0.01
-    """Of adamw."""
+    """Weight decay of AdamW."""
     clip_norm: float | None = None
     """Largest global norm of a gradient."""
     ema_decay: float = 0.999
-    """Of the moving average of the parameters, which samples are drawn from; 0 is none."""
+    """Decay of the moving average of the parameters (and of BatchNorm's statistics), which samples are drawn from; 0 is
+    none."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,11 @@ def training_pair(
 def prediction_of(
     schedule: NoiseSchedule, target: Target, output: Images, x_t: Images, t: Int[Array, "*n"]
 ) -> Prediction:
-    """Both views (x0, eps) of a network output, for t >= 1."""
+    """The clean picture x0 and the noise eps that a network output stands for, at times t >= 1.
+
+    From eps, x0 = (x_t - noise_scale eps) / signal_scale: an error of eps grows by sigma. Raises ValueError for the
+    target autoencode.
+    """
     a, s = _like(schedule.signal_scale(t), x_t), _like(schedule.noise_scale(t), x_t)
     match target:
         case "eps":

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step; not finite from the first bad step on, whose update and all later ones are dropped."""
+    """Loss and gradient norm of a step; from the first that are not finite on, it and all later updates are dropped."""
 
     loss: Float[Array, "*n"]
     grad_norm: Float[Array, "*n"]
@@ -159,7 +159,7 @@ def make_chunk(
         order_key = jax.random.fold_in(state.key, ORDER)
         last_epoch = (state.step + num_steps - 1) // per_epoch
 
-        def order_of(epoch):  # an order is dear, and most chunks lie within one epoch
+        def order_of(epoch):  # a permutation takes time, and most chunks lie within one epoch
             return jax.lax.cond(
                 epoch <= last_epoch, lambda: jax.random.permutation(jax.random.fold_in(order_key, epoch), count),
                 lambda: jnp.arange(count))
