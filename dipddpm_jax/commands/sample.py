@@ -1,16 +1,13 @@
 """The sample command: what sampling writes to disk."""
-import json
 import os
 import shlex
-import sys
-from dataclasses import replace
-from importlib.metadata import version
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dipddpm_jax import __version__, data, devices, plots
+from dipddpm_jax import data, devices, plots, records
 from dipddpm_jax.commands import builders
 from dipddpm_jax.commands.foreign_weights import load_model
 from dipddpm_jax.commands.labels import asked_labels
@@ -63,18 +60,15 @@ def write_accuracy(model: Model, images: np.ndarray, labels: np.ndarray, evaluat
             raise
         return f"no accuracy: {error}"
     record = {"accuracy": judges.accuracy(judge, images, labels), "labels": int(labels.sum()), "pictures": len(images),
-              "judge": judge.name, "judge_accuracy": judge.accuracy if np.isfinite(judge.accuracy) else None}
-    (out / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
+              "judge": judge.name, "judge_accuracy": judge.accuracy}
+    records.write_json(record, out / "accuracy.json")
     return f"accuracy {record['accuracy']:.4f} of {record['labels']} labels, says the judge {judge.name}"
 
 
 def write_record(command: Any, sampler: SamplerConfig, source: str, out: Path, argv: list[str]) -> None:
     """command.json: what made the pictures."""
-    record = {"command": shlex.join(["python", "sample.py", *argv]), "weights": source,
-              "sampler": {k: getattr(sampler, k) for k in sampler.__dataclass_fields__}, "seed": command.seed,
-              "versions": {"python": sys.version.split()[0], "dipddpm_jax": __version__,
-                           **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}}}
-    (out / "command.json").write_text(json.dumps(record, indent=2) + "\n")
+    origin = records.provenance(command.seed, shlex.join(["python", "sample.py", *argv]))
+    records.write_json({**origin, "weights": source, "sampler": asdict(sampler)}, out / "command.json")
 
 
 def draw_to_disk(
