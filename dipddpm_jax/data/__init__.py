@@ -59,8 +59,9 @@ def describe(name: str) -> Description | None:
 
 def _closest(name: str) -> str:
     """A question about what was perhaps meant; empty if nothing is near."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if Path(name).expanduser().is_dir():
         return f"did you mean folder:{name}? "
+    if Path(f"{name}.npz").expanduser().is_file():
+        return f"did you mean {name}.npz? "
     close = difflib.get_close_matches(name, NAMES, 1)
     return f"did you mean {close[0]}? " if close else ""

@@ -72,10 +72,13 @@ def _pixels(images: Shaped[np.ndarray, "..."], name: str) -> UInt8[np.ndarray, "
     top = 1 if images.dtype.kind in "bf" else 255
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= top):  # also if they are not numbers
-        right = "(images + 1) / 2 lies there" if -1 <= low < 0 and high <= 1 else f"divide by {max(high, 255):g}" if (
-            low >= 0 and np.isfinite(high)) else "clip or scale them"
+        advice = "clip or scale them"
+        if -1 <= low < 0 and high <= 1:
+            advice = "(images + 1) / 2 lies there"
+        elif low >= 0 and np.isfinite(high):
+            advice = f"divide by {max(high, 255):g}"
         raise UserError(f"{name}: images must be integers 0..255 or floats in [0, 1]; they are {images.dtype} from "
-                        f"{low:g} to {high:g}: {right}")
+                        f"{low:g} to {high:g}: {advice}")
     return np.rint(images * np.float32(255)).astype(np.uint8) if top == 1 else images.astype(np.uint8)
 
 

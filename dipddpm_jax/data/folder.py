@@ -2,6 +2,7 @@
 
 Subfolders called train and test (or val) are splits, others are classes. Links are followed.
 """
+import difflib
 import os
 import sys
 from collections import Counter
@@ -137,7 +138,10 @@ def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Datas
         raise UserError("folder: names no folder; write folder:PATH")
     folder = Path(name.removeprefix("folder:")).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; folder:PATH needs a folder of pictures")
+        beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        close = difflib.get_close_matches(folder.name, beside, 1)
+        hint = f"did you mean {folder.parent / close[0]}?" if close else "folder:PATH needs a folder of pictures"
+        raise UserError(f"{folder} is not a folder; {hint}")
     chosen = choose(folder, split)
     images = read_all([chosen.root / path for path in chosen.files], image_size)
     kinds = _counts(Counter(path.suffix.lower() for path in chosen.files))

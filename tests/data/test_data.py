@@ -90,6 +90,9 @@ def test_unknown_names_are_answered_with_a_suggestion(tmp_path):
         data.load("mnist5")
     with pytest.raises(UserError, match=f"did you mean folder:{tmp_path}?"):
         data.load(str(tmp_path))
+    np.savez(tmp_path / "mine.npz", images=np.zeros((2, 4, 4)))
+    with pytest.raises(UserError, match="did you mean .*mine.npz?"):
+        data.load(str(tmp_path / "mine"))
     with pytest.raises(UserError, match="unknown photograph 'camra': did you mean camera"):
         photograph("camra")
     with pytest.raises(UserError, match="positive"):

@@ -178,6 +178,9 @@ def test_the_order_of_many_pictures_is_that_of_their_names(tmp_path):
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not a folder"):
         data.load(f"folder:{tmp_path / 'absent'}")
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match="did you mean .*/pictures"):
+        data.load(f"folder:{tmp_path / 'picturs'}")
     monkeypatch.chdir(tmp_path)
     for name in ("folder:", "folder: "):
         with pytest.raises(UserError, match="names no folder"):
