@@ -29,7 +29,7 @@ def judge_main(argv: Sequence[str]) -> None:
         command = tyro.cli(JudgeCommand, args=list(argv), prog="dipddpm-jax judge")
 
         from dipddpm_jax import devices
-        from dipddpm_jax.judging.build import build_judge
+        from dipddpm_jax.commands.judge_training import build_judge
 
         devices.set_up()
         print(build_judge(command))

@@ -1,5 +1,4 @@
-"""How judges are trained: what on, which network, and the loop, which goes on where it was interrupted."""
-import time
+"""How judges are trained: what on, which network, and one pass through the pictures as a pure function."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +9,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
-from tqdm import tqdm
 
-from dipddpm_jax import checkpoints, data
+from dipddpm_jax import data
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.judging.judges import JUDGED
@@ -20,8 +18,6 @@ from dipddpm_jax.networks.classifier import Classifier
 from dipddpm_jax.networks.layers import initial_variables
 from dipddpm_jax.networks.resnet18 import ResNet18
 from dipddpm_jax.types import Images, Labels
-
-SAVE_SECONDS = 20
 
 
 class Recipe(NamedTuple):
@@ -124,27 +120,3 @@ def make_pass(recipe: Recipe, length: int) -> Callable[..., tuple[State, Float[A
         return state, losses.mean()
 
     return run
-
-
-def fit(recipe: Recipe, seed: int, directory: Path, minutes: float | None = None) -> dict[str, PyTree] | None:
-    """The trained variables; None when the minutes are up, and then the next call with `directory` goes on."""
-    key, began = jax.random.key(seed), time.monotonic()
-    state, saved = start(recipe, key), began
-    if checkpoints.latest_step(directory) is not None:
-        state = checkpoints.restore_tree(directory, state)
-    length = len(recipe.pool(seed, 0)[1])
-    run, done = make_pass(recipe, length), int(state.step) // (length // recipe.batch_size)
-    bar = tqdm(range(done, recipe.passes), initial=done, total=recipe.passes, unit="pass", disable=None)
-    with checkpoints.open_manager(directory) as manager, bar:
-        for i in bar:
-            state, loss = run(state, *recipe.pool(seed, i), key)
-            bar.set_postfix_str(f"loss {float(loss):.4f}")
-            late = minutes is not None and time.monotonic() - began > 60 * minutes
-            if late or time.monotonic() - saved > SAVE_SECONDS:
-                checkpoints.save_tree(manager, int(state.step), state, float(loss))
-                saved = time.monotonic()
-            if late and i + 1 < recipe.passes:
-                checkpoints.wait(manager)
-                return None
-        checkpoints.wait(manager)
-    return {"params": state.params, "batch_stats": state.batch_stats}

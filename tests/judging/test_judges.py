@@ -7,6 +7,8 @@ from scipy import linalg, ndimage, special
 
 from dipddpm_jax import data, torch_files, torch_weights
 from dipddpm_jax.__main__ import main
+from dipddpm_jax.commands.ends import Stopped
+from dipddpm_jax.commands.judge_training import fit_judge
 from dipddpm_jax.data import rendering
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.judging import comparison, judges, metrics, train_judge
@@ -279,12 +281,14 @@ def compiled():
 
 def test_training_learns_and_goes_on_exactly_where_it_stopped(tmp_path, compiled, monkeypatch):
     monkeypatch.setattr(train_judge, "make_pass", lambda recipe, length: compiled)
-    whole = train_judge.fit(toy(), 0, tmp_path / "whole")
+    whole = fit_judge(toy(), 0, tmp_path / "whole", None, "again")
     judge = judges.Judge("toy", toy().network, whole, 0.0, (8, 8, 1), ("dark", "bright"), False)
     assert judges.accuracy(judge, toy().held.images, toy().held.labels) == 1
-    parts = [train_judge.fit(toy(), 0, tmp_path / "parts", minutes=0.0) for _ in range(4)]
-    assert parts[:3] == [None] * 3
-    jax.tree.map(np.testing.assert_array_equal, parts[3], whole)
+    for step in (1, 2, 3):
+        with pytest.raises(Stopped, match=f"budget of 0 minutes is used up; saved pass {step}. Go on with: again"):
+            fit_judge(toy(), 0, tmp_path / "parts", 0.0, "again")
+    parts = fit_judge(toy(), 0, tmp_path / "parts", 0.0, "again")
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
 def test_pictures_are_moved_by_whole_pixels_and_their_edges_repeated():
@@ -316,8 +320,9 @@ def test_the_command(tmp_path, compiled, monkeypatch, capsys):
     monkeypatch.setattr(train_judge, "make_pass", lambda recipe, length: compiled)
     monkeypatch.setattr(train_judge, "recipe", lambda name, data_dir: toy())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    main(["judge", "toy", "--minutes", "0"])
-    assert "not finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["judge", "toy", "--minutes", "0"])
+    assert stopped.value.code == 0 and "Go on with: dipddpm-jax judge toy --seed 0" in capsys.readouterr().err
     main(["judge", "toy"])
     assert "accuracy 100.00 % on 64 held-out pictures" in capsys.readouterr().out
     judge = judges.load_judge("toy")
