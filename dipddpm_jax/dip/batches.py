@@ -21,11 +21,9 @@ def advance_one(fit: Dip, problem: DipProblem, state: DipState, num_steps: int) 
 
 def advance_all(fit: Dip, problems: DipProblem, states: DipState, num_steps: int) -> tuple[DipState, Curves]:
     """`advance` for a batch. On a CPU every device has its share, one fit after the other, and those that have
-    stopped cost nothing; elsewhere all at once, the stopped ones included."""
+    stopped cost nothing; elsewhere all at once, the stopped ones included. Which, is decided when it is lowered."""
     count = divisor(states.step.shape[0], jax.local_device_count())
-    one = partial(advance_one if count == 1 else Dip.advance, fit, num_steps=num_steps)
-    if jax.default_backend() != "cpu":
-        return jax.vmap(one)(problems, states)
+    one = jax.jit(partial(advance_one if count == 1 else Dip.advance, fit, num_steps=num_steps), inline=True)
 
     def idle(problem, state):
         shapes = jax.eval_shape(one, problem, state)[1]
@@ -34,7 +32,6 @@ def advance_all(fit: Dip, problems: DipProblem, states: DipState, num_steps: int
     def share(problems, states):
         return jax.lax.map(lambda fit: jax.lax.cond(fit[1].stopped, idle, one, *fit), (problems, states))
 
-    if count == 1:
-        return share(problems, states)
     mesh, fits = Mesh(np.array(jax.local_devices()[:count]), ("fits",)), PartitionSpec("fits")
-    return jax.shard_map(share, mesh=mesh, in_specs=fits, out_specs=fits, check_vma=False)(problems, states)
+    shares = share if count == 1 else jax.shard_map(share, mesh=mesh, in_specs=fits, out_specs=fits, check_vma=False)
+    return jax.lax.platform_dependent(problems, states, cpu=shares, default=jax.vmap(one))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dipddpm_jax.dip.codes import Code
 from dipddpm_jax.dip.stopping import Scalar
@@ -71,3 +71,24 @@ def _weights(problem: DipProblem) -> tuple[Array, Array]:
 def _weighted_mean(values: Array, weight: Array) -> Scalar:
     weight = jnp.broadcast_to(weight, values.shape)
     return jnp.sum(values * weight) / jnp.maximum(weight.sum(), 1)
+
+
+def is_stuck(problem: DipProblem, observed: Float[Array, "*n"], share: float = 0.25) -> Bool[Array, ""]:
+    """True if a fit lies near a constant: the known pixels of observe(output) vary by less than `share` of what the
+    measurement varies by beyond its noise, sqrt(var(y) - sigma^2), channels apart; no clean picture is asked.
+
+    To be asked some hundred steps after the start; False for a measurement that holds little but noise (less than a
+    tenth of sigma^2). Dead ReLUs and codes that do not tell places apart are what makes a fit stuck: another key, a
+    lower learning rate or another code helps.
+    """
+    known = jnp.broadcast_to(_weights(problem)[0], observed.shape)
+    axes = tuple(range(observed.ndim - 1))
+
+    def variance(x):
+        count = jnp.maximum(known.sum(axes, keepdims=True), 1)
+        mean = jnp.sum(known * x, axes, keepdims=True) / count
+        return jnp.mean(jnp.sum(known * jnp.square(x - mean), axes, keepdims=True) / count)
+
+    noise = 0.0 if problem.sigma is None else jnp.square(problem.sigma)
+    signal = variance(problem.measurement) - noise
+    return (signal > 0.1 * noise) & (variance(observed) < share**2 * signal)
