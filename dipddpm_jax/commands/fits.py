@@ -17,6 +17,7 @@ from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.inverse import noises, operators
 
 OVERLAP = 64  # pixels that tiles share
+LEARNING_RATES = {"conv": 0.002}  # at most, by default: at 0.01 all ReLUs of a stack without norms often die
 
 
 class Fits(NamedTuple):
@@ -58,7 +59,7 @@ def make_rule(config: DipConfig) -> stopping.Stopper:
 def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
     """The fit that a configuration describes, for pictures (or tiles) of this size."""
     variant = VARIANTS[config.variant]
-    rate = config.learning_rate or variant.learning_rate
+    rate = config.learning_rate or min(variant.learning_rate, LEARNING_RATES.get(config.network, 1.0))
     adam = optax.adam(rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps))
     return Dip(
         dip_network(config.network, channels),
@@ -81,7 +82,7 @@ def make_code(
         return np.asarray(dip.meshgrid_code(*size))
     if config.network == "decoder":
         return np.asarray(dip.noise_code(key, -(-size[0] // 32), -(-size[1] // 32), 128))
-    return np.asarray(dip.noise_code(key, *size))
+    return np.asarray(dip.multiscale_code(key, *size) if config.network == "conv" else dip.noise_code(key, *size))
 
 
 def held_out_share(pixels: int) -> float:

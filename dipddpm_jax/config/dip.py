@@ -43,13 +43,14 @@ class DipConfig:
     weight: float | None = None
     """Of the variant's penalty; default: tv 0.02, self-guided 0.1, aseqdip 1."""
     code: Literal["noise", "meshgrid", "image"] = "noise"
-    """The network's input; self-guided and aseqdip start from the measurement."""
+    """The network's input; self-guided and aseqdip start from the measurement. The noise of conv has several scales,
+    since to 7x7 pixels white noise looks alike everywhere."""
     jitter: float = 1 / 30
     """Standard deviation of the noise that is added to the code at every step."""
     num_steps: int = 3000
     """Most steps of a fit."""
     learning_rate: float | None = None
-    """Of Adam; default: 0.01, aseqdip 0.001 (its loop through the code shakes at more)."""
+    """Of Adam; default: 0.01, conv 0.002, aseqdip 0.001 (its loop through the code shakes at more)."""
     decay: Literal["constant", "cosine"] = "constant"
     """Of the learning rate, to 0 at the last step."""
     fall_back: float = 5.0

@@ -26,6 +26,16 @@ def meshgrid_code(height: int, width: int) -> Code:
     return jnp.asarray(np.stack([x, y], -1), jnp.float32)
 
 
+def multiscale_code(
+    key: Key[Array, ""], height: int, width: int, depth: int = 32, cells: tuple[int, ...] = (16, 8, 4, 2),
+) -> Code:
+    """Uniform noise in [0, 1) in cells of several sides in pixels, enlarged bilinearly: for networks that look at few
+    pixels, such as plain convolutions, to which white noise looks alike everywhere, so that they fit a constant."""
+    shapes = [(-(-height // cell), -(-width // cell), depth // len(cells)) for cell in cells]
+    coarse = [jax.random.uniform(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)]
+    return jnp.concatenate([jax.image.resize(c, (height, width, c.shape[-1]), "bilinear") for c in coarse], -1)
+
+
 class CodeStep(NamedTuple):
     """What a rule for the code may look at after a step."""
 

@@ -11,6 +11,7 @@ from parity.files import golden
 
 from dipddpm_jax import dip
 from dipddpm_jax.dip import Dip, DipProblem, stopping, study, variants
+from dipddpm_jax.dip.problem import is_stuck
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import noises, operators
 from dipddpm_jax.networks import ConvStack, SkipNet
@@ -190,9 +191,24 @@ def test_self_guided_learns_its_code_and_asedip_replaces_it():
     np.testing.assert_array_equal(after[2].code, after[1].code)
 
 
+def test_stuck_is_told_from_the_measurement_alone():
+    problem, noise = a_problem(), 0.1 * jax.random.normal(jax.random.key(0), (16, 16, 3))
+    constant = jnp.broadcast_to(problem.measurement.mean((0, 1), keepdims=True), noise.shape)
+    assert is_stuck(problem, constant) and not is_stuck(problem, problem.reference)
+    assert not is_stuck(problem._replace(measurement=constant + noise), constant)  # nothing but noise: rightly constant
+    half = jnp.zeros((16, 16, 1)).at[:8].set(1)
+    lively = jnp.where(half > 0, constant, problem.reference + 9 * noise)  # varies only where nothing is known
+    assert is_stuck(problem._replace(known=half), lively) and not is_stuck(problem, lively)
+    assert jax.jit(jax.vmap(is_stuck))(stack([problem, problem]), stack([constant, lively])).tolist() == [True, False]
+
+
 def test_codes():
     noise = dip.noise_code(jax.random.key(0), 8, 6, 5)
     assert noise.shape == (8, 6, 5) and 0 <= noise.min() and noise.max() < 0.1
+    coarse = dip.multiscale_code(jax.random.key(0), 16, 24)
+    assert coarse.shape == (16, 24, 32) and 0 <= coarse.min() and coarse.max() < 1
+    steps = np.abs(np.diff(coarse, axis=0)).mean((0, 1)).reshape(4, 8).mean(1)
+    assert np.all(np.diff(steps) > 0) and steps[0] < steps[-1] / 3  # from smooth to rough
     grid = dip.meshgrid_code(3, 5)
     np.testing.assert_allclose(grid[:, :, 0], np.tile([0, 0.25, 0.5, 0.75, 1], (3, 1)))
     np.testing.assert_allclose(grid[:, :, 1], np.tile([[0], [0.5], [1]], (1, 5)))
@@ -274,3 +290,12 @@ def test_where_nothing_is_held_out_the_latest_output_is_kept():
     begin = jax.jit(lambda problem: fit.start(problem, {"params": start.params}, jax.random.key(0)))(problem)
     end, _ = compiled(fit)(problem, begin, 6)
     assert not end.stopped and end.kept.step == 5
+
+
+def test_how_a_batch_is_computed_is_decided_when_it_is_lowered():
+    problems = stack([a_problem(0), a_problem(1)])
+    states = stack([SMALL.init(a_problem(i), jax.random.key(i)) for i in range(2)])
+    traced = jax.jit(partial(dip.advance_all, SMALL, num_steps=3)).trace(problems, states)
+    loops = {platform: traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.case")
+             for platform in ("cpu", "cuda", "tpu")}
+    assert loops["cpu"] > loops["cuda"] == loops["tpu"]  # only on a CPU does a fit that has stopped cost nothing
