@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import F16, REPO  # noqa: E402
 from dipddpm_jax import devices, dip, records
-from dipddpm_jax.commands import measurements
+from dipddpm_jax.commands import sources
 from dipddpm_jax.inverse import noises
 from dipddpm_jax.judging import metrics
 from dipddpm_jax.networks import SkipNet
@@ -70,7 +70,7 @@ def theirs(clean: np.ndarray, noisy: np.ndarray, widths: tuple[int, ...], num_st
 def main(side: int = 64, width: int = 128, levels: int = 5, num_steps: int = 3000, seeds: int = 3) -> None:
     """Runs both, and writes the comparison."""
     devices.set_up()
-    clean = measurements.read_pictures(str(F16), side)[1][0]
+    clean = sources.read_pictures(str(F16), side).pictures[0]
     noisy = np.asarray(noises.add_gaussian(jax.random.key(0), jnp.asarray(clean), 25 / 255))
     lines = ["# The DIP recipe here and in PyTorch", "",
              f"F16 at {side}x{side}, sigma 25 (noisy: {psnr(noisy, clean):.2f} dB), the same noisy picture for all; "

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import REPO, SET12  # noqa: E402
 from dipddpm_jax import devices, dip, records
-from dipddpm_jax.commands import fits, measurements
-from dipddpm_jax.commands.dip import psnr_and_ssim
+from dipddpm_jax.commands import fits, sources
+from dipddpm_jax.commands.dip_report import psnr_and_ssim
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
 from dipddpm_jax.dip import stopping, study
@@ -70,8 +70,8 @@ def rules(c: Setting) -> dict[str, stopping.Stopper]:
 def clean_pictures(c: Setting) -> dict[str, np.ndarray]:
     """Set12 in grey where it is at hand, else grey photographs of scikit-image; resized to side x side, in [0, 1]."""
     if SET12.is_dir():
-        names, pictures = measurements.read_pictures(str(SET12), c.side)
-        found = {f"set12/{name}": picture[..., :1] for name, picture in zip(names, pictures)}
+        source = sources.read_pictures(str(SET12), c.side)
+        found = {f"set12/{name}": picture[..., :1] for name, picture in zip(source.names, source.pictures)}
     else:
         found = {name: square(photograph(name), c.side).mean(-1, keepdims=True).astype(np.float32) / 255
                  for name in PHOTOGRAPHS}

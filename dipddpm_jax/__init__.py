@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 _PUBLIC = {  # name: the module that defines it, or is it
     "denoisers": "diffusion.denoisers",
     "load_run": "commands.model",
+    "restore": "commands.restore",
     "samplers": "diffusion.samplers",
     "schedules": "diffusion.schedules",
     "spacings": "diffusion.spacings",
@@ -42,7 +43,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'dipddpm_jax' has no attribute {name!r}")
     module = import_module(f"dipddpm_jax.{_PUBLIC[name]}")
-    value = module if module.__name__.endswith(f".{name}") else getattr(module, name)
+    value = getattr(module, name, module)
     globals()[name] = value
     return value
 

@@ -5,15 +5,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from dipddpm_jax.commands.ends import guarded
-from dipddpm_jax.config import dip as dip_config
-from dipddpm_jax.config import ranges, saved
+from dipddpm_jax.config import dip_ranges, ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
-from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig
+from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig, StagedRun
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.sampler import SamplerOptions, check_guidance, chosen_sampler
@@ -41,8 +40,7 @@ class StagedCommand:
     """One staged fit: what, and where."""
 
     config: Annotated[StagedConfig, tyro.conf.arg(name="")] = StagedConfig()
-    workdir: Path | None = None
-    """Directory to write to; default: runs/staged-NUMBER, a new one."""
+    run: Annotated[StagedRun, tyro.conf.arg(name="")] = StagedRun()
 
 
 @dataclass(frozen=True)
@@ -141,26 +139,41 @@ def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCo
 def _dip(argv: list[str]) -> None:
     description = ("Restores pictures by fitting a network to each, without training data; a rule that never sees the "
                    "clean picture says when to stop.")
-    command = tyro.cli(DipCommand, args=argv, prog="train.py dip", description=description)
-    dip_config.check_dip(command.config, command.run)
+    command = _parse_restoration(argv, DipCommand(), description, "train.py dip")
+    dip_ranges.check_dip(command.config, command.run)
+    dip_ranges.refuse_idle(command.config, argv)
 
-    from dipddpm_jax.commands import dip, loop
+    from dipddpm_jax.commands import dip
 
-    try:
-        print(dip.restore_pictures(command.config, command.run))
-    except loop.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        raise SystemExit(stopped.code) from None
+    print(dip.restore_pictures(command.config, command.run))
 
 
 def _staged(argv: list[str]) -> None:
     description = "System 002: fits plain convolutions to one picture in stages of falling noise."
-    command = tyro.cli(StagedCommand, args=argv, prog="train.py staged", description=description)
-    dip_config.check_staged(command.config)
+    command = _parse_restoration(argv, StagedCommand(), description, "train.py staged")
+    dip_ranges.check_staged(command.config)
+    dip_ranges.refuse_idle(command.config, argv)
 
     from dipddpm_jax.commands import staged
 
-    print(staged.restore_in_stages(command.config, command.workdir))
+    print(staged.restore_in_stages(command.config, command.run))
+
+
+Restoring = TypeVar("Restoring", DipCommand, StagedCommand)
+
+
+def _parse_restoration(argv: list[str], default: Restoring, description: str, prog: str) -> Restoring:
+    """The command; of one that is resumed, its own configuration, in which little may be changed."""
+    command = tyro.cli(type(default), args=argv, prog=prog, description=description, default=default)
+    if not command.run.resume:
+        return command
+    if command.run.workdir is None:
+        raise UserError("--resume needs --workdir, the directory of the restoration to go on with")
+    old = dip_ranges.checked_dip_config(command.run.workdir / "config.json", type(default.config))
+    command = tyro.cli(type(default), args=argv, prog=prog, description=description,
+                       default=dataclasses.replace(default, config=old))
+    dip_ranges.check_resumed(old, command.config, command.run.workdir)
+    return command
 
 
 def _train(argv: list[str]) -> None:

@@ -1,35 +1,39 @@
-"""Restoring pictures by deep image priors: the host loop, and the files that it writes.
+"""Restoring pictures by deep image priors: what the resumable loop (`loop.run_to_end`) asks of a batch of fits.
 
-Every fit (picture, seed, tile) is a row of one batch. The loop runs chunks on the device, saves, and may be resumed
-bit for bit; what it writes is the output at the stop, and the running average of the outputs there: one is the
-restored picture, whichever the stop rule chose.
+Every fit (picture, seed, tile) is a row of one batch. `outcome` chooses what is restored, and `dip_report` writes it.
 """
-import json
-import resource
+import shlex
+import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, devices, plots
-from dipddpm_jax.commands import loop, measurements
-from dipddpm_jax.commands.fits import Fits, make_fit, make_fits, start_fits, take
+from dipddpm_jax.commands import dip_report, fit_cost, measurements
+from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits, take
+from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
 from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.commands.outcome import outcome, warnings
 from dipddpm_jax.commands.tiles import join_tiles
-from dipddpm_jax.config import dip as dip_config
-from dipddpm_jax.config.dip import DipConfig, DipRun
+from dipddpm_jax.commands.workdir import claimed_workdir
+from dipddpm_jax.config.dip import DipConfig, DipRun, load_dip_config, save_dip_config
+from dipddpm_jax.config.dip_ranges import check_dip
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.convolution.cost import divisor
-from dipddpm_jax.data.pictures import read_picture, to_bytes
+from dipddpm_jax.data.pictures import to_bytes
 from dipddpm_jax.dip.batches import advance_all
 from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import writing
+
+FRAMES = 60  # most pictures of an animation
+LOG = "curves.jsonl"
 
 
 class Batch:
@@ -37,14 +41,13 @@ class Batch:
     half have stopped, so that a batch is compiled for few sizes only."""
 
     def __init__(self, fit: Dip, problems: DipProblem, states: DipState, compacts: bool):
-        (self.problems, self.whole), _ = devices.spread((problems, states), None)
-        if divisor(len(states.step), jax.local_device_count()) == 1 and bands.pays(states.code.shape[1:]):
-            everywhere = devices.replicated(bands.mesh())
-            self.problems, self.whole = jax.device_put((problems, states), everywhere)
+        place = placement(states)
+        self.problems, self.whole = jax.device_put((problems, states), place)
         self.compacts = compacts
         self.rows = np.arange(len(states.step))
         self.part = self.whole
-        self.run = jax.jit(partial(advance_all, fit), static_argnums=2)
+        alone = (place, None) if len(states.step) == 1 else None
+        self.run = jax.jit(partial(advance_all, fit), static_argnums=2, out_shardings=alone)
         self.compact()
 
     def states(self) -> DipState:
@@ -71,172 +74,144 @@ class Batch:
         return self.rows, {name: np.asarray(curve) for name, curve in curves.items()}
 
 
-@dataclass
+def placement(states: DipState) -> NamedSharding:
+    """Where `advance_all` leaves a batch: put there before, one compiled program does for all chunks."""
+    count = divisor(len(states.step), jax.local_device_count())
+    if count == 1 and bands.pays(states.code.shape[1:]):
+        return devices.replicated(bands.mesh())
+    return NamedSharding(Mesh(np.array(jax.local_devices()[:count]), ("fits",)), PartitionSpec("fits"))
+
+
+def is_shown(step: int, fit: int) -> bool:
+    """Whether curves.jsonl has a row for this step (from 1) of this fit: every step at first, then every second, every
+    fourth and so on, so that a plot of the first fit has 100 points or more, and one of another fit 10 or more.
+
+    That depends on nothing else, so that a run which was disturbed or made longer has the rows of one that was not.
+    """
+    dense = 100 if fit == 0 else 10
+    return step % 2 ** max(0, (step // dense).bit_length() - 1) == 0
+
+
 class DipJob:
-    """A run: its configuration and inputs, its directory, and what has been logged."""
+    """The fits of a run, from where the checkpoint in its directory stands: a `loop.Job`.
 
-    config: DipConfig
-    run: DipRun
-    given: Measurements
-    workdir: Path
+    Raises UserError when there is not enough memory, before anything large is made.
+    """
 
-    def fit(self) -> tuple[Fits, DipState, list[dict[str, Any]]]:
-        """To the last step or until all have stopped. Raises Stopped on a signal or when a loss is not finite."""
-        config, run = self.config, self.run
-        fits = make_fits(config, self.given)
-        fit = make_fit(config, self.given.measurements.shape[-1], fits.boxes[0][2:])
-        states = start_fits(config, fit, fits)
-        directory = self.workdir / "checkpoints"
-        if checkpoints.latest_step(directory) is not None:
-            states = checkpoints.restore_tree(directory, states)
-        step = int(states.step.max())
-        log = loop.Log(self.workdir / "curves.jsonl", step)
-        batch = Batch(fit, fits.problems, states, jax.default_backend() != "cpu")
-        bar = tqdm(total=config.num_steps, initial=step, unit="step", dynamic_ncols=True)
-        with checkpoints.open_manager(directory) as manager, loop.stop_signals() as signals, bar:
-            while step < config.num_steps and not np.all(batch.part.stopped):
-                count = min(run.chunk, config.num_steps - step, run.save_every - step % run.save_every)
-                rows, curves = batch.advance(count)
-                good = self._log(log, bar, step, rows, curves)
-                step += count
-                self._frame(fits, batch, step)
-                batch.compact()
-                done = step >= config.num_steps or bool(np.all(batch.part.stopped))
-                if step % run.save_every == 0 or done or signals or not good:
-                    if good:
-                        checkpoints.save_tree(manager, step, batch.states(), float(np.nanmean(curves["loss"])))
-                    checkpoints.wait(manager)
-                    if not good:
-                        raise loop.Stopped(f"the loss is not finite by step {step}; lower --learning-rate", 1)
-                    if signals and not done:
-                        raise loop.Stopped(f"stopped by a signal; saved step {step}. Go on with: python train.py "
-                                               f"dip --resume --workdir {self.workdir}", 128 + signals[0])
-        return fits, batch.states(), log.rows
+    def __init__(self, config: DipConfig, run: DipRun, given: Measurements, workdir: Path):
+        self.config, self.run, self.given, self.workdir = config, run, given, workdir
+        boxes, channels = fit_cost.fit_boxes(config, given.size), given.measurements.shape[-1]
+        self.fit = make_fit(config, channels, boxes[0][2:])
+        self.cost = fit_cost.check_fit_memory(config, self.fit, boxes, channels, len(given.names))
+        self.fits = make_fits(config, given)
+        states = start_fits(config, self.fit, self.fits)
+        items = newest_items(workdir, {"train": checkpoints.numbered(states)}, LOG)
+        if items is not None:
+            states = checkpoints.unnumbered(items["train"], states)
+        self.step, self.total = int(states.step.max()), config.num_steps
+        self.batch = Batch(self.fit, self.fits.problems, states, jax.default_backend() != "cpu")
+        self.clock = fit_cost.Clock(config.num_steps)
+        self._end_if_stopped()
 
-    def _log(self, log: loop.Log, bar: Any, step: int, rows: np.ndarray, curves: dict[str, np.ndarray]) -> bool:
-        active = curves.pop("active")
-        for place, row in enumerate(rows):
-            for i in np.flatnonzero(active[place]):
-                log.write({"step": step + int(i) + 1, "fit": int(row),
-                           **{name: float(f"{curve[place, i]:.6g}") for name, curve in curves.items()}})
-        bar.update(int(active.sum(1).max()))
-        last = {name: np.mean(curve[:, -1][active[:, -1]]) for name, curve in curves.items() if active[:, -1].any()}
+    def advance(self, count: int) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
+        """(step before, rows of the batch, their curves)."""
+        before = self.step
+        rows, curves = self.batch.advance(count)
+        self.step += count
+        self.batch.compact()
+        self._end_if_stopped()
+        return before, rows, curves
+
+    def _end_if_stopped(self) -> None:
+        if np.all(self.batch.part.stopped):
+            self.total = self.step
+
+    def report(self, chunk: tuple[int, np.ndarray, dict[str, np.ndarray]], seconds: float) -> ChunkReport:
+        """Rows of the curves that are shown, and a problem if a loss is not finite."""
+        before, fits, curves = chunk
+        active = curves["active"]
+        names = [name for name in curves if name != "active"]
+        rows = [{"step": before + int(i) + 1, "fit": int(fit),
+                 **{name: float(f"{curves[name][place, i]:.6g}") for name in names}}
+                for place, fit in enumerate(fits) for i in np.flatnonzero(active[place])
+                if is_shown(before + int(i) + 1, int(fit))]
+        if (told := self.clock.tick(before + active.shape[1])) is not None:
+            tqdm.write(told, file=sys.stderr)
+        running = active[:, -1]
+        last = {name: np.mean(curves[name][:, -1][running]) for name in names if running.any()}
         shown = {"loss": last.get("loss"), "PSNR": last.get("psnr"), "of average": last.get("psnr_average")}
-        text = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
-        bar.set_postfix_str(f"{text}, {int((~active[:, -1]).sum())} of {len(rows)} stopped")
-        return bool(np.isfinite(curves["loss"][active]).all())
+        text = ", ".join([*(f"{name} {value:.4g}" for name, value in shown.items() if value is not None),
+                          f"{int((~running).sum())} of {len(fits)} stopped"])
+        good = np.isfinite(curves["loss"][active]).all()
+        end = before + active.shape[1]
+        return ChunkReport(rows, text, None if good else f"the loss is not finite by step {end}; lower --learning-rate")
 
-    def _frame(self, fits: Fits, batch: Batch, step: int) -> None:
-        """The running average of the first picture, sixty times at most."""
-        every = max(1, self.config.num_steps // self.run.chunk // 60)
-        if self.run.gif and step // self.run.chunk % every == 0:
-            tiles = np.asarray(batch.states().average[: len(fits.boxes)])
-            whole = to_bytes(join_tiles(tiles, fits.boxes, self.given.size))
+    def items(self) -> dict[str, Any]:
+        """All fits, stopped ones too."""
+        return {"train": checkpoints.numbered(self.batch.states())}
+
+    def score(self) -> Row:
+        """Nothing: the newest checkpoint is the one that counts."""
+        return {}
+
+    def show(self) -> None:
+        """A frame of the animation: the running average of the first picture, sixty times at most."""
+        every = max(1, self.config.num_steps // self.run.chunk // FRAMES)
+        if self.run.gif and self.step and self.step // self.run.chunk % every == 0:
+            tiles = np.asarray(self.batch.states().average[: len(self.fits.boxes)])
             (self.workdir / "frames").mkdir(exist_ok=True)
-            plots.picture(whole).save(self.workdir / "frames" / f"{step:07d}.png")  # a resumed run finds the first ones
+            plots.picture(to_bytes(join_tiles(tiles, self.fits.boxes, self.given.size))).save(
+                self.workdir / "frames" / f"{self.step:07d}.png")
 
+    def run_to_end(self) -> list[Row]:
+        """All steps; returns the rows of curves.jsonl. Raises as `loop.run_to_end` does."""
+        again = f"python train.py dip --resume --workdir {shlex.quote(str(self.workdir))}"
+        return run_to_end(self, self.workdir, Pace(self.run.chunk, self.run.save_every), again, LOG)
 
-def psnr_and_ssim(clean: np.ndarray, picture: np.ndarray) -> dict[str, float]:
-    """PSNR and SSIM by scikit-image, of a picture clipped to [0, 1]."""
-    picture = np.clip(picture, 0, 1).astype(np.float32)
-    return {"psnr": float(peak_signal_noise_ratio(clean, picture, data_range=1)),
-            "ssim": float(structural_similarity(clean, picture, data_range=1, channel_axis=-1))}
-
-
-def enlarged(measurement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A measurement of lower resolution, its pixels repeated, so that it can stand beside the restored picture."""
-    scale = size[0] // measurement.shape[0]
-    return np.repeat(np.repeat(measurement, scale, 0), scale, 1)
-
-
-def write_restored(
-    job: DipJob, fits: Fits, states: DipState, rows: list[dict[str, Any]], seconds: float
-) -> dict[str, Any]:
-    """All files of a run; returns what results.json holds."""
-    given, size = job.given, job.given.size
-    kept = {"output": states.kept.output, "average": states.kept.average}
-    chosen = ["average", "output"] if job.config.stop == "held-out" else ["output", "average"]  # what is restored first
-    restored, other = (fits.whole(np.asarray(kept[name]), size) for name in chosen)
-    steps = np.asarray(states.kept.step).reshape(fits.pictures, fits.seeds, -1) + 1
-    results = []
-    for i, name in enumerate(given.names):
-        prefix = "" if fits.pictures == 1 else f"{name}/"
-        (job.workdir / prefix).mkdir(exist_ok=True)
-        parts = {"measurement": given.measurements[i], "restored": restored[i].mean(0),
-                 chosen[1]: other[i].mean(0)}
-        result: dict[str, Any] = {"picture": name, "restored_is": chosen[0], "step": steps[i].tolist(),
-                                  "sigma": 255 * float(given.sigma[i])}
-        if fits.seeds > 1:
-            spread = restored[i].std(0).mean(-1, keepdims=True)
-            result["uncertainty"] = {"mean": float(spread.mean()), "white": float(spread.max())}
-            parts["uncertainty"] = np.repeat(spread / max(float(spread.max()), 1e-9), restored.shape[-1], -1)
-        if given.clean is not None:
-            result |= {key: psnr_and_ssim(given.clean[i], parts[key]) for key in ("restored", chosen[1])}
-            result["measurement"] = psnr_and_ssim(given.clean[i], enlarged(parts["measurement"], size))
-            parts["clean"] = given.clean[i]
-        for key, part in parts.items():
-            plots.picture(to_bytes(part)).save(job.workdir / f"{prefix}{key}.png")
-        sheet = np.stack([to_bytes(enlarged(part, size)) for part in parts.values()])
-        scale = max(1, 256 // max(size))
-        plots.picture(plots.tile(sheet, len(sheet)), scale).save(job.workdir / f"{prefix}comparison.png")
-        results.append(result)
-    return _write_report(job, fits, rows, results, seconds)
-
-
-def memory_peak() -> int:
-    """Bytes: of the device where it tells, else of this process."""
-    return devices.peak_memory() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _write_report(job: DipJob, fits: Fits, rows: list[dict[str, Any]], results: list, seconds: float) -> dict:
-    oracle = job.config.stop == "oracle"
-    report = {"stop": "oracle: SAW THE CLEAN PICTURE, for study only" if oracle else job.config.stop,
-              "pictures": results, "seconds": round(seconds, 1), "peak_memory_bytes": memory_peak()}
-    (job.workdir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    first = [row for row in rows if row["fit"] == 0]
-    curves = {"PSNR of output": [row.get("psnr") for row in first],
-              "PSNR of average": [row.get("psnr_average") for row in first]}
-    known = job.given.clean is not None
-    if not known:
-        curves = {"misfit": [row["loss"] for row in first], job.config.stop: [row["score"] for row in first]}
-    plots.save_curves([row["step"] for row in first], curves, job.workdir / "curves.png", log=not known,
-                      y_label="dB" if known else "", mark=results[0]["step"][0][0])
-    if files := sorted((job.workdir / "frames").glob("*.png")) if job.run.gif else []:
-        frames = np.stack([read_picture(file) for file in files])
-        plots.save_gif(frames[:, None], job.workdir / "fit.gif")
-    return report
+    def finish(self, rows: list[Row], seconds: float) -> dict[str, Any]:
+        """Writes what came out; returns what results.json holds. Raises OSError."""
+        config, given, workdir = self.config, self.given, self.workdir
+        result = outcome(config, given, self.fit, self.fits, self.batch.states())
+        longer = f"--num-steps {2 * config.num_steps}"
+        more = (f"more steps: python train.py dip --resume --workdir {shlex.quote(str(workdir))} {longer}"
+                if config.decay == "constant" else f"more steps: {longer} in another --workdir")
+        notes = [*given.notes, *warnings(config, given, result, more)]
+        report = dip_report.write_report(workdir, config, given, result, notes, seconds)
+        dip_report.plot_curves(workdir, config, given.clean is not None, rows, int(result.steps.flat[0]))
+        if self.run.gif:
+            dip_report.animate(workdir)
+        return report
 
 
 def restore_pictures(config: DipConfig, run: DipRun) -> str:
     """Restores pictures, or goes on doing so; returns what to tell the user. Raises UserError and Stopped."""
     devices.set_up()
-    if run.resume:
-        if run.workdir is None:
-            raise UserError("--resume needs --workdir, the directory of the restoration to go on with")
-        config = dip_config.load_dip_config(run.workdir / "config.json")
-    dip_config.check_dip(config, run)
+    check_dip(config, run)
     given = measurements.load_measurements(config)
     if config.stop == "oracle" and given.clean is None:
         raise UserError("--stop oracle needs the clean picture; give it as --clean")
-    workdir = run.workdir if run.resume else loop.new_workdir("dip", run.workdir)
-    dip_config.save_dip_config(config, workdir / "config.json")
-    job = DipJob(config, run, given, workdir)
-    began = time.monotonic()
-    fits, states, rows = job.fit()
-    report = write_restored(job, fits, states, rows, time.monotonic() - began)
-    return describe(report, given, workdir)
+    with claimed_workdir("dip", run.workdir, run.resume) as workdir, writing(workdir):
+        if run.resume:
+            check_same(workdir, config, given)
+        job = DipJob(config, run, given, workdir)
+        save_dip_config(config, workdir / "config.json", given.checksums)
+        print(job.cost, file=sys.stderr)
+        began = time.monotonic()
+        rows = job.run_to_end()
+        return dip_report.describe(job.finish(rows, time.monotonic() - began), given, workdir)
 
 
-def describe(report: dict[str, Any], given: Measurements, workdir: Path) -> str:
-    """What came out, a line a picture."""
-    made = "made from the clean picture" if given.degraded else "as given"
-    lines = [f"stop rule: {report['stop']}; measurement {made}; {report['seconds']:.0f} s, "
-             f"{report['peak_memory_bytes'] / 2**30:.2f} GB"]
-    for result in report["pictures"]:
-        steps = [step for seed in result["step"] for step in seed]
-        text = f"{result['picture']}: kept step {', '.join(map(str, steps[:6]))}, sigma {result['sigma']:.1f}"
-        for key in ("measurement", "restored", "output", "average"):
-            if key in result and isinstance(result[key], dict):
-                text += f"; {key} {result[key]['psnr']:.2f} dB, SSIM {result[key]['ssim']:.3f}"
-        lines.append(text)
-    return "\n".join([*lines, f"Pictures: {workdir / 'comparison.png' if len(given.names) == 1 else workdir}"])
+def check_same(workdir: Path, config: DipConfig, given: Measurements) -> None:
+    """Raises UserError if a run that is resumed would see other pictures than before, or is already longer."""
+    refuse_other_pixels(workdir, load_dip_config(workdir / "config.json")[1], given)
+    step = checkpoints.latest_step(workdir / "checkpoints")
+    if step is not None and step > config.num_steps:
+        raise UserError(f"--num-steps {config.num_steps}: the restoration in {workdir} is at step {step} already")
+
+
+def refuse_other_pixels(workdir: Path, checksums: dict[str, int], given: Measurements) -> None:
+    """Raises UserError if an option names other pixels than when the run began; old runs do not know theirs."""
+    for option, value in checksums.items():
+        if given.checksums.get(option) != value:
+            raise UserError(f"{option} holds other pixels than when the run in {workdir} began; put the old picture "
+                            "back, or restore the new one into another --workdir")

@@ -105,7 +105,8 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
                 seen = np.ones((*y.shape[:2], 1), np.float32) if known is None else known
                 held = None
                 if config.stop == "held-out":
-                    held = np.asarray(operators.held_out_mask(held_key, seen, held_out_share(int(seen.sum()))))
+                    share = held_out_share(int(seen.sum()))
+                    held = np.asarray(operators.held_out_mask(held_key, jnp.asarray(seen), share))
                     seen = seen * (1 - held)
                 rows.append(DipProblem(
                     make_code(config, code_key, y, seen, (height, width)), y,

@@ -175,19 +175,3 @@ class _Told:
         if score:
             self.book.write({"step": self.job.step, **score})
         self.kept.add(self.job.step, self.job.items(), score.get("held_out_loss"), spare)
-
-
-# --- until commands/dip and commands/staged use what stands above
-
-from dipddpm_jax.commands.ends import deferred as stop_signals  # noqa: E402, F401
-from dipddpm_jax.commands.workdir import _check_empty, _numbered  # noqa: E402
-
-
-def new_workdir(kind: str, workdir: Path | None) -> Path:
-    """Creates the directory of a new run."""
-    if workdir is None:
-        return _numbered(kind)
-    _check_empty(workdir)
-    with writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    return workdir

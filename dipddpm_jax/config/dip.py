@@ -1,14 +1,16 @@
-"""What a restoration by a deep image prior is: its frozen dataclass and its JSON round trip.
+"""What a restoration by a deep image prior is: frozen dataclasses, and their JSON round trip.
 
 Plain Python, so that the command line is parsed before JAX is imported.
 """
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dipddpm_jax.config.saved import from_json, to_json
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.files import write_text
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class DipConfig:
     blur: float = 1.6
     """Of deblur: standard deviation of the blur in pixels."""
     size: int | None = None
-    """Cut and resize pictures to squares of this side first."""
+    """Cut and resize pictures to squares of this side first. That changes their noise: --crop does not."""
+    crop: int | None = None
+    """Cut squares of this side out of the middle of pictures first, their pixels as they are."""
     network: Literal["skip", "skip-light", "skip-001", "conv", "decoder"] = "skip-light"
     """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-001: system 001's 8, 16, 32; conv:
     three plain convolutions; decoder: the deep decoder."""
@@ -77,7 +81,7 @@ class DipRun:
     workdir: Path | None = None
     """Directory to write to; default: runs/dip-NUMBER, a new one."""
     resume: bool = False
-    """Go on with the restoration in --workdir, with its own configuration."""
+    """Go on with the restoration in --workdir, as it was configured; a larger --num-steps makes it longer."""
     save_every: int = 500
     """Steps between checkpoints."""
     chunk: int = 50
@@ -97,7 +101,9 @@ class StagedConfig:
     sigma: float | None = None
     """Standard deviation of the picture's noise, of 255 (default: 25)."""
     size: int | None = None
-    """Cut and resize the picture to a square of this side first."""
+    """Cut and resize the picture to a square of this side first. That changes its noise: --crop does not."""
+    crop: int | None = None
+    """Cut a square of this side out of the middle of the picture first, its pixels as they are."""
     levels: tuple[float, ...] = (0.1, 0.05, 0.025)
     """Standard deviation of the noise in the input of each stage, of 1."""
     steps: tuple[int, ...] = (1000,)
@@ -111,52 +117,39 @@ class StagedConfig:
     seed: int = 0
 
 
-def check_staged(config: StagedConfig) -> None:
-    """Raises UserError for numbers that no staged fit can have."""
-    if not config.levels or not all(0 <= level <= 10 for level in config.levels):
-        raise UserError(f"--levels must be one or more numbers from 0 to 10; got {config.levels}")
-    if len(config.steps) not in (1, len(config.levels)) or not all(1 <= n <= 10**7 for n in config.steps):
-        raise UserError(f"--steps must be one number, or one for each of the {len(config.levels)} levels, from 1 up")
-    if not 1 <= config.patience <= 10**6 or not 0 <= config.seed < 2**31 or not 0 < config.learning_rate < 1e3:
-        raise UserError("--patience and --learning-rate must be above 0, --seed between 0 and 2^31 - 1")
-    check_dip(DipConfig(sigma=config.sigma, size=config.size))
+@dataclass(frozen=True)
+class StagedRun:
+    """Where a staged fit is made."""
+
+    workdir: Path | None = None
+    """Directory to write to; default: runs/staged-NUMBER, a new one."""
+    resume: bool = False
+    """Go on with the staged fit in --workdir, as it was configured."""
 
 
-def check_dip(config: DipConfig, run: DipRun = DipRun()) -> None:
-    """Raises UserError for numbers that no restoration can have, and for combinations that make no sense."""
-    bounds = {"--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
-              "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
-              "--weight": (config.weight, 0, 1e9), "--jitter": (config.jitter, 0, 9), "--seeds": (config.seeds, 1, 99),
-              "--num-steps": (config.num_steps, 1, 10**7), "--learning-rate": (config.learning_rate, 1e-12, 1e3),
-              "--fall-back": (config.fall_back, 0, 1e3), "--window": (config.window, 2, 10**5),
-              "--patience": (config.patience, 1, 10**7), "--seed": (config.seed, 0, 2**31 - 1),
-              "--tile": (config.tile, 128, 2**14), "--save-every": (run.save_every, 1, 10**7),
-              "--chunk": (run.chunk, 1, 10**5)}
-    for name, (value, low, high) in bounds.items():
-        if value is not None and not low <= value <= high:  # false for nan too
-            raise UserError(f"{name} must lie between {low:g} and {high:g}; got {value:g}")
-    if config.variant in ("self-guided", "aseqdip") and (config.network == "decoder" or config.code == "meshgrid"):
-        raise UserError(f"--variant {config.variant} feeds pictures to the network: it fits neither --network decoder "
-                        "nor --code meshgrid")
-    if config.network == "decoder" and config.code != "noise":
-        raise UserError("--network decoder needs --code noise")
-    if config.peak is not None and config.stop == "discrepancy":
-        raise UserError("--stop discrepancy compares squared errors with Gaussian noise; with --peak use another rule")
-    if config.mask is not None and config.task != "inpaint":
-        raise UserError("--mask is for --task inpaint")
+Config = TypeVar("Config", DipConfig, StagedConfig)
+KEYS = {DipConfig: "dip", StagedConfig: "staged"}  # under which a configuration stands in config.json
 
 
-def save_dip_config(config: DipConfig, path: Path) -> None:
-    """Writes config.json."""
-    path.write_text(json.dumps({"dip": to_json(config)}, indent=2) + "\n")
+def save_dip_config(config: DipConfig | StagedConfig, path: Path, checksums: Mapping[str, int] | None = None) -> None:
+    """Writes config.json, with the checksums of the pictures that were read: {option: CRC-32 of the pixels}.
+    Raises UserError when the disk does not let it."""
+    record = {KEYS[type(config)]: to_json(config), "read": dict(checksums or {})}
+    write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def load_dip_config(path: Path) -> DipConfig:
-    """The configuration of a restoration. Raises UserError when the file is not one."""
+def load_dip_config(path: Path, kind: type[Config] = DipConfig) -> tuple[Config, dict[str, int]]:
+    """(configuration, checksums of what was read; none in old files) of a restoration.
+
+    Raises UserError when the file is missing or not one that `save_dip_config` wrote for this kind.
+    """
+    what = {DipConfig: "a restoration", StagedConfig: "a staged fit"}[kind]
     try:
-        raw = json.loads(path.read_text())["dip"]
-        return from_json(DipConfig, {**raw, **{name: raw[name] and Path(raw[name]) for name in ("clean", "mask")}})
+        record = json.loads(path.read_text())
+        raw = record[KEYS[kind]]
+        paths = {name: Path(raw[name]) for name in ("clean", "mask") if raw.get(name) is not None}
+        return from_json(kind, {**raw, **paths}), dict(record.get("read", {}))
     except FileNotFoundError:
-        raise UserError(f"{path.parent} is not the directory of a restoration: it has no {path.name}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the configuration of a restoration ({error})") from None
+        raise UserError(f"{path.parent} is not the directory of {what}: it has no {path.name}") from None
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path} is not the configuration of {what} ({error})") from None

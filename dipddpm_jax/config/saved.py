@@ -3,6 +3,7 @@ import dataclasses
 import json
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,23 @@ from dipddpm_jax.config.diffusion import NETWORKS, TrainConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text
 
+RESTORATIONS = {"dip": "a restoration by a deep image prior (train.py dip)", "staged": "a staged fit (train.py staged)"}
+
 
 def newest_run(root: Path = Path("runs")) -> Path:
-    """The run whose configuration was written last. Raises UserError when there is none."""
+    """The training run whose configuration was written last. Raises UserError when there is none."""
     runs = sorted(root.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    runs = [path for path in runs if _restoration(path) is None]
     if not runs:
         raise UserError(f"no run in {root}/; train one with `python train.py`, or name its directory")
     return runs[-1].parent
+
+
+def _restoration(path: Path) -> str | None:
+    """What a config.json is of, if it is of no training run but of a restoration."""
+    with suppress(OSError, ValueError, TypeError):
+        return next((what for key, what in RESTORATIONS.items() if key in json.loads(path.read_text())), None)
+    return None
 
 
 def to_json(config: Any) -> Any:
@@ -75,6 +86,8 @@ def to_record(config: TrainConfig, preset: str, facts: Facts) -> dict[str, Any]:
 
 def load(path: Path) -> tuple[str, TrainConfig, Facts]:
     """(preset, config, facts) of a run. Raises UserError when the file is not one that `save` wrote."""
+    if what := _restoration(path):
+        raise UserError(f"{path.parent} holds {what}: its pictures are in it, and there is no model to draw from")
     try:
         raw = json.loads(path.read_text())
         raw["config"]["schedule"].setdefault("beta_steps", None)  # older runs took their betas as they are

@@ -1,0 +1,98 @@
+"""What came out of a batch of fits: which picture is the restored one, how good it is estimated to be, and what the
+user should be told about it, all without the clean picture."""
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dipddpm_jax.commands.fits import Fits
+from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
+from dipddpm_jax.dip.fit import Dip, DipState
+
+Candidates = Float[np.ndarray, "pictures seeds h w c"]
+
+
+class Outcome(NamedTuple):
+    """Pictures in [0, 1] as the fits made them, before clipping; one row a picture."""
+
+    restored: Candidates
+    other: Candidates  # the one of output and average that was not chosen
+    chosen: tuple[str, ...]  # "average" or "output", what is restored
+    error: Float[np.ndarray, "pictures"]
+    """Estimated mean squared error of what is restored to the clean picture, as far as it is observed. With the rule
+    held-out, whose pixels no fit has seen: E |Af(z) - y|^2 = error + sigma^2 (Batson and Royer 2019, proposition 1).
+    With others a lower bound, since the fit has seen all of y and its error is correlated with the noise."""
+    steps: Int[np.ndarray, "pictures seeds tiles"]  # counted from 1, of the output that was kept
+    stopped: Bool[np.ndarray, "pictures seeds tiles"]  # whether the rule fired
+
+
+def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states: DipState) -> Outcome:
+    """The rule held-out says when; of the output and the average at that step, the one with the lower error on its
+    pixels is restored (the average, unless the fit is too short for it). The other rules keep an output."""
+    shape = (fits.pictures, fits.seeds, len(fits.boxes))
+    kept = {name: np.asarray(getattr(states.kept, name)) for name in ("output", "average")}
+    whole = {name: fits.whole(rows, given.size) for name, rows in kept.items()}
+    misfits = {name: _misfits(fit, fits, rows) for name, rows in kept.items()}
+    averages = (misfits["average"] <= misfits["output"]) & (config.stop == "held-out")
+    chosen = tuple("average" if average else "output" for average in averages)
+    pick = averages[:, None, None, None, None]
+    misfit = np.where(averages, misfits["average"], misfits["output"])
+    restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
+    return Outcome(restored, other, chosen, misfit - given.sigma.astype(np.float64) ** 2,
+                   np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape))
+
+
+def _misfits(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "pictures"]:
+    """Mean squared misfit of each picture to the pixels that were held out of its fits, or to all that are known."""
+    problems, sums = fits.problems, np.zeros((len(rows), 2))
+    for i, row in enumerate(rows):
+        y = np.asarray(problems.measurement[i], np.float64)
+        weight = np.ones_like(y)
+        for mask in (problems.known, problems.held_out):
+            weight = weight if mask is None else weight * np.asarray(mask[i])
+        sums[i] = (weight * (np.asarray(fit.observe(jnp.asarray(row))) - y) ** 2).sum(), weight.sum()
+    total, count = sums.reshape(fits.pictures, -1, 2).sum(1).T
+    return total / np.maximum(count, 1)
+
+
+def decibels(error: float) -> float | None:
+    """PSNR of a mean squared error, white being 1; None where there is no error left."""
+    return float(-10 * np.log10(error)) if error > 0 else None
+
+
+def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str) -> list[str]:
+    """What the user should know: that no stop rule fired (`more` says how to go on), and which pictures are estimated
+    to be no better than their measurements."""
+    return _not_fired(config, result, more) + _no_better(config, given, result)
+
+
+def _not_fired(config: DipConfig, result: Outcome, more: str) -> list[str]:
+    running = int((~result.stopped).sum())
+    if config.stop in ("never", "oracle") or not running:
+        return []
+    fits = "the fit" if result.stopped.size == 1 else f"{running} of {result.stopped.size} fits"
+    last = int(result.steps[~result.stopped].max())
+    if config.stop not in MINIMUM_RULES:
+        why = "the misfit has not come down to the noise, and the last output was taken"
+    elif last == config.num_steps:
+        why = "the last step was the best so far"
+    else:
+        why = f"the best so far was step {last}, less than --patience {config.patience} steps before the end"
+    return [f"{fits} ended at step {config.num_steps} before --stop {config.stop} fired: {why}; {more}"]
+
+
+def _no_better(config: DipConfig, given: Measurements, result: Outcome) -> list[str]:
+    """Of denoising, where picture and measurement can be compared: a mean squared error of sigma^2 is the latter's."""
+    if config.task != "denoise" or config.stop == "oracle":
+        return []
+    lines = []
+    for name, error, sigma in zip(given.names, result.error, given.sigma.astype(np.float64)):
+        if error >= sigma**2:
+            before, after = (decibels(e) for e in (sigma**2, error))
+            level = "which seems to hold no noise" if before is None else f"{before:.1f} dB by its noise"
+            lines.append(f"{name}: the restored picture is estimated to be no better than the measurement ("
+                         f"{'no error' if after is None else f'{after:.1f} dB'}; the measurement {level})")
+    return lines

@@ -1,0 +1,83 @@
+"""One picture from memory: NumPy in, NumPy out, in its own type, shape and units."""
+import numpy as np
+import pytest
+
+from dipddpm_jax.commands import restore as module
+from dipddpm_jax.commands.restore import restore
+from dipddpm_jax.errors import UserError
+
+
+def scene(side=32):
+    y, x = np.mgrid[:side, :side] / side
+    return 0.5 + 0.25 * np.sin(5 * x) + 0.2 * np.cos(4 * y)
+
+
+@pytest.mark.parametrize("dtype, low, high", [
+    (np.uint8, 0, 255), (np.uint16, 1000, 3000), (np.int16, -300, 900), (np.int32, 0, 10**6),
+    (np.float16, -2, 2), (np.float32, 0, 1), (np.float64, -1e-3, 7e3)])
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (5,)])
+def test_what_comes_back_has_the_type_the_shape_and_the_units(dtype, low, high, channels, monkeypatch):
+    """With a fit that returns its measurement: nothing else may change the picture."""
+    monkeypatch.setattr(module, "_fitted", lambda config, given, progress: given.measurements[0])
+    noisy = (low + (high - low) * np.random.default_rng(0).uniform(size=(8, 12, *channels))).astype(dtype)
+    out = restore(noisy)
+    assert out.dtype == noisy.dtype and out.shape == noisy.shape
+    np.testing.assert_allclose(out.astype(float), noisy.astype(float), rtol=2e-3 if dtype == np.float16 else 1e-5,
+                               atol=1e-6 * (high - low))
+
+
+def test_options_reach_the_measurement_in_the_pictures_units(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_fitted", lambda config, given, progress: seen.append((config, given))
+                        or np.zeros((*given.size, 1), np.float32))
+    noisy = (1000 + 500 * scene(16)).astype(np.float32)
+    assert restore(noisy, task="superres", factor=2).shape == (32, 32)
+    span = float(noisy.max() - noisy.min())
+    restore(noisy, sigma=span / 10, stop="discrepancy", seed=3, num_steps=7)
+    config, given = seen[-1]
+    assert abs(given.sigma[0] - 0.1) < 1e-6 and abs(config.sigma - 25.5) < 1e-4 and config.num_steps == 7
+    mask = np.ones((16, 16), bool)
+    mask[4:8, 4:8] = False
+    holes = np.where(mask, noisy, np.nan)  # what is missing may be anything
+    restore(holes, task="inpaint", mask=mask)
+    known = seen[-1][1]
+    np.testing.assert_array_equal(known.known[0, ..., 0], mask)
+    np.testing.assert_array_equal(known.measurements[0, ..., 0][~mask], 0)
+
+
+BAD = {
+    "not finite": dict(noisy=np.full((8, 8), np.nan)),
+    "all numbers of the picture are equal": dict(noisy=np.full((8, 8), 3.0)),
+    "integers or floats": dict(noisy=np.zeros((8, 8), complex)),
+    "got uint8 of shape": dict(noisy=np.zeros((2, 8, 8, 3), np.uint8)),
+    "at least 8x8": dict(noisy=np.zeros((4, 80))),
+    "unknown task 'sharpen'": dict(task="sharpen"),
+    "needs a mask": dict(task="inpaint"),
+    "no other task takes": dict(mask=np.eye(16)),
+    "the mask has shape": dict(task="inpaint", mask=np.eye(8)),
+    "nothing of the picture is missing": dict(task="inpaint", mask=np.ones((16, 16))),
+    "nothing is known": dict(task="inpaint", mask=np.zeros((16, 16))),
+    "'superres' needs factor": dict(task="superres"),
+    "'deblur' needs blur": dict(blur=1.0),
+    "--factor must lie between": dict(task="superres", factor=1),
+    "sigma does nothing": dict(sigma=3.0),
+    "needs the clean picture": dict(stop="oracle"),
+    "unknown network": dict(network="bogus"),
+    "unknown stop": dict(stop="sometime"),
+    "--num-steps must": dict(num_steps=0),
+    "--seed must": dict(seed=-1),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_refused(words):
+    with pytest.raises(UserError, match=words):
+        restore(**{"noisy": scene(16), **BAD[words]})
+
+
+def test_a_noisy_picture_gets_better():
+    clean = 40_000 * scene() + 5000
+    noisy = np.round(clean + 4000 * np.random.default_rng(0).normal(size=clean.shape)).astype(np.uint16)
+    out = restore(noisy, network="skip-001", num_steps=300, seed=1)
+    before, after = (np.mean((x - clean) ** 2) for x in (noisy, out))
+    assert out.dtype == np.uint16 and after < 0.5 * before
