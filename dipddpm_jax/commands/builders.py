@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from dipddpm_jax import networks
 from dipddpm_jax.config.diffusion import SCHEDULES, OptimizerConfig, OwnNetwork, ScheduleConfig, TrainConfig
 from dipddpm_jax.config.own import own_function
-from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, is_own
+from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, begins_with_pictures, is_own
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import denoisers, samplers, schedules, spacings
 from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, rngs
@@ -39,7 +39,7 @@ def make_schedule(c: ScheduleConfig) -> schedules.NoiseSchedule:
 def check_names(config: TrainConfig) -> None:
     """Raises UserError for a schedule or sampler of the user's that cannot be had, before anything is written."""
     make_schedule(config.schedule)
-    if config.sampler.name != "random_passes":
+    if not begins_with_pictures(config.sampler):
         make_sampler(config.sampler)
 
 

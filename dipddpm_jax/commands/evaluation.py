@@ -12,7 +12,7 @@ from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import model as model_module
 from dipddpm_jax.commands.labels import default_labels
 from dipddpm_jax.config.diffusion import TrainConfig
-from dipddpm_jax.config.sampler import SAMPLERS, SamplerConfig
+from dipddpm_jax.config.sampler import SAMPLERS, SamplerConfig, begins_with_pictures
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text, writing
 from dipddpm_jax.judging import comparison, judges
@@ -84,7 +84,7 @@ def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.D
     if sampler.guidance and labels is None:
         raise UserError("--guidance needs a model that was trained with labels, and this one was not")
     began = time.perf_counter()
-    pictures = held.images if sampler.name == "random_passes" else None
+    pictures = held.images if begins_with_pictures(sampler) else None
     drawn = model_module.draw(model, sampler, command.count, command.seed, labels, 0, command.batch_size, pictures)
     later = command.count - command.batch_size
     made = {"sampler": {k: getattr(sampler, k) for k in sampler.__dataclass_fields__}, "sample_seed": command.seed,
@@ -102,7 +102,7 @@ def network_calls(sampler: SamplerConfig, config: TrainConfig, labels: np.ndarra
     if sampler.name not in SAMPLERS:
         return None
     row = SAMPLERS[sampler.name]
-    if sampler.name == "random_passes":
+    if begins_with_pictures(sampler):
         return sampler.num_steps or row.num_steps
     calls = row.calls * (len(builders.sampling_grid(sampler, builders.make_schedule(config.schedule))) - 1)
     if labels is None:

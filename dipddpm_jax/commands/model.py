@@ -15,13 +15,13 @@ from dipddpm_jax import checkpoints, devices
 from dipddpm_jax.commands import builders
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
-from dipddpm_jax.config.sampler import SamplerConfig, check_guidance
+from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures, check_guidance
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import training
 from dipddpm_jax.diffusion.samplers import gaussian_noise
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids.passes import repeated_passes
+from dipddpm_jax.hybrids.passes import denoise_pictures
 from dipddpm_jax.types import Denoise, Images, Labels, Times
 
 
@@ -100,14 +100,7 @@ def _chain(weights, keys, labels, guidance, config, facts, network, sampler, mos
 def _passes(weights, keys, start, times, config, network, num_frames):
     """System 003: held-out pictures, denoised at random times."""
     pixels = training.Pixels(config.pixel_mean, config.pixel_std)
-    shape = (network.num_blocks, *start.shape[1:])
-    one = jax.vmap(lambda i, key: jax.random.normal(jax.random.fold_in(key, i), shape), (None, 0), 1)
-    noise = jax.vmap(one, (0, None))(jnp.arange(times.shape[0]), keys)
-
-    def apply(x, t, draws):
-        return network.apply(weights, x, t, noise=draws)
-
-    path = repeated_passes(apply, pixels.encode(start), times, noise)
+    path = denoise_pictures(network, weights, pixels.encode(start), times, keys)
     frames = jnp.concatenate([start[None], jax.vmap(pixels.decode)(path)])
     return frames[-1], jnp.isfinite(path[-1]).all((1, 2, 3)), frames if num_frames else None
 
@@ -130,7 +123,7 @@ def draw(
     `pictures` are those that random_passes denoises. Only the first 400 pictures have frames. Raises UserError when a
     model and a sampler do not fit, and NotFinite for pictures that are not numbers.
     """
-    passes = sampler.name == "random_passes"
+    passes = begins_with_pictures(sampler)
     if passes != (model.config.target == "autoencode"):
         raise UserError(f"sampler {sampler.name} does not fit a model that was trained to {model.config.target}: "
                         "random_passes is for the one that was trained to autoencode, and for no other")

@@ -13,14 +13,14 @@ from dipddpm_jax.commands.foreign_weights import load_model
 from dipddpm_jax.commands.labels import asked_labels
 from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config.diffusion import TrainConfig
-from dipddpm_jax.config.sampler import SamplerConfig
+from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.errors import UserError
 
 
 def pictures_to_denoise(sampler: SamplerConfig, config: TrainConfig, data_dir: Path | None) -> np.ndarray | None:
     """The pictures that a sampler which denoises pictures begins with."""
-    if sampler.name != "random_passes":
+    if not begins_with_pictures(sampler):
         return None
     return data.load(config.data, "test", data_dir, config.image_size).images
 

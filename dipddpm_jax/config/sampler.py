@@ -18,15 +18,17 @@ class Sampler(NamedTuple):
     spacing: str = "even_time"
     calls: int = 1
     """How often a transition asks the denoiser."""
+    begins_with_pictures: bool = False
+    """System 003's: it denoises held-out pictures, where all others begin with noise."""
 
 
-# The functions of the same names stand in diffusion/samplers; random_passes stands in commands/model.
+# The functions of the same names stand in diffusion/samplers; random_passes is hybrids/passes.
 SAMPLERS = {
     "ancestral": Sampler(("variance", "quiet_steps"), None),
     "ddim": Sampler(("eta",)),
     "heun": Sampler(spacing="karras", calls=2),
     "dpmpp_2m": Sampler(),
-    "random_passes": Sampler(num_steps=10),
+    "random_passes": Sampler(num_steps=10, begins_with_pictures=True),
 }
 SPACINGS = ("even_time", "even_log_snr", "karras")
 
@@ -82,6 +84,11 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
+def begins_with_pictures(sampler: SamplerConfig) -> bool:
+    """True for a sampler that denoises pictures it is given; the others begin with noise."""
+    return sampler.name in SAMPLERS and SAMPLERS[sampler.name].begins_with_pictures
+
+
 def chosen_sampler(default: SamplerConfig, given: SamplerOptions, num_times: int) -> SamplerConfig:
     """The sampler of a run (on a schedule of `num_times` steps) with a command's options. Raises UserError.
 
@@ -104,7 +111,7 @@ def check_used(typed: Any, name: str, prefix: str) -> None:
         return  # the function of a user is asked when it is imported
     owners = {option: [row for row in SAMPLERS if option in SAMPLERS[row].options]
               for option in ("variance", "quiet_steps", "eta")}
-    if name == "random_passes":
+    if SAMPLERS[name].begins_with_pictures:
         owners |= dict.fromkeys(("spacing", "clip", "guidance", "compose"), ["the samplers that begin with noise"])
     for option in typed:
         if option in owners and name not in owners[option]:

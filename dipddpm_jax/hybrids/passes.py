@@ -1,9 +1,10 @@
-"""System 003: the DIP in front of a denoiser, and its evaluation by repeated passes."""
+"""System 003's evaluation: a network that injects its own noise denoises pictures again and again, at random times."""
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dipddpm_jax.types import Images, Times
 
@@ -19,3 +20,17 @@ def repeated_passes(
         return x, x
 
     return jax.lax.scan(one_pass, x, (times, noise))[1]
+
+
+def denoise_pictures(
+    network: nn.Module, variables: PyTree, x: Images, times: Int[Array, "passes"], keys: Key[Array, "b"]
+) -> Float[Array, "passes b h w c"]:
+    """`repeated_passes` of a ResidualDenoiser over pictures; picture i draws its noise from keys[i] alone."""
+    shape = (network.num_blocks, *x.shape[1:])
+    one_pass = jax.vmap(lambda i, key: jax.random.normal(jax.random.fold_in(key, i), shape), (None, 0), 1)
+    noise = jax.vmap(one_pass, (0, None))(jnp.arange(times.shape[0]), keys)
+
+    def apply(x: Images, t: Times, draws: Float[Array, "blocks b h w c"]) -> Images:
+        return network.apply(variables, x, t, noise=draws)
+
+    return repeated_passes(apply, x, times, noise)
