@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import DEVICE, JOBS, REPOSITORY, Case, How, finish
 from dipddpm_jax import records
-from dipddpm_jax.devices import cores, set_flags
+from dipddpm_jax.convolution.cost import cores
+from dipddpm_jax.environment import set_flags
 
 RESULTS = REPOSITORY / "docs" / "results"
 

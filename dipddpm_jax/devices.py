@@ -1,8 +1,7 @@
-"""Devices: the compilation cache, meshes, and several machines."""
+"""Devices: what there is to compute with, meshes of them, and what they can hold."""
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,47 +10,27 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from dipddpm_jax import memory
+from dipddpm_jax import cluster, environment, memory
 from dipddpm_jax.config.diffusion import RunOptions
 from dipddpm_jax.convolution.cost import cores
 from dipddpm_jax.errors import UserError
 
 MOST_HOST_DEVICES = 4  # each holds its own copy of data and parameters
-CPU_FLAGS = {
-    # XLA unrolls loops over few channels before LLVM can vectorise them: SiLU of 20 channels takes 4 times as long
-    "xla_backend_extra_options": "xla_cpu_disable_loop_unrolling",
-    "xla_cpu_prefer_vector_width": "512",  # where the processor has them: sampling takes 5 % less time
-}
-if (0, 10) <= jax.__version_info__[:2] <= (0, 12):  # older ones end at a flag that they do not know, later ones might
-    # values are used soon after they were made, from a core's cache: a training step of SmallUNet takes 8 % less time
-    CPU_FLAGS["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 def set_up(run: RunOptions | None = None) -> None:
-    """Before anything is computed: the compilation cache (in the user's cache folder), and the other machines."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dipddpm_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    set_flags()
+    """Before anything is computed: the environment, the devices of a CPU, and the other machines. Raises UserError."""
+    environment.settle()
     if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
         # a CPU is as many devices as one likes, and one a core computes a batch faster than one for all
         count = run.devices if run and run.devices else min(cores(), MOST_HOST_DEVICES)
         with suppress(RuntimeError):  # too late: something was computed already
             jax.config.update("jax_num_cpu_devices", count)
     if run and run.distributed:
-        try:
-            jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"--distributed: {str(error).splitlines()[0]} (without a cluster to ask, give "
-                            "--coordinator HOST:PORT --num-processes N --process-id I)") from None
-
-
-def set_flags() -> None:
-    """XLA's flags for a CPU, unless the user gives others; of use only before the first computation."""
-    given = os.environ.get("XLA_FLAGS", "")
-    ours = [f"--{name}={value}" for name, value in CPU_FLAGS.items() if name not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
+        cluster.join(run)
+    environment.check_platform()
+    if run and run.distributed:
+        cluster.watch_others(run)
 
 
 def make_mesh(count: int | None, batch_size: int) -> Mesh:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from dipddpm_jax.commands.ends import guarded
+from dipddpm_jax.commands.ends import Stopped, guarded
 from dipddpm_jax.config import dip_ranges, ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig, StagedRun
@@ -191,9 +191,11 @@ def _train(argv: list[str]) -> None:
     else:
         preset, command = _resumed(preset if named else None, args, command.run)
 
+    from dipddpm_jax import cluster
     from dipddpm_jax.commands.train import train_model
 
-    workdir, picture = train_model(command.config, command.run, preset)
+    with cluster.together(Stopped):
+        workdir, picture = train_model(command.config, command.run, preset)
     if command.run.process_id in (None, 0):
         print(f"Samples: {picture}\nNext: python sample.py {workdir}")
 

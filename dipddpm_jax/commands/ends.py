@@ -6,6 +6,7 @@ collector). A loop that wants to save first says so with `deferred`; anywhere el
 """
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -42,6 +43,7 @@ _signals: Signals | None = None  # of the command that runs, if one does
 @contextmanager
 def guarded(interrupted: str = "interrupted") -> Iterator[None]:
     """Around all that a command does, imports too; `interrupted` is the line that Ctrl-C leaves."""
+    _print_anything()
     with _watched(interrupted):
         try:
             yield
@@ -55,10 +57,29 @@ def guarded(interrupted: str = "interrupted") -> Iterator[None]:
         except BrokenPipeError:  # whoever read our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(128 + signal.SIGPIPE) from None
+        except ValueError as error:
+            if not (fault := _fault_of_environment(error)):
+                raise
+            _leave(f"error: {fault}", 2)
         except OSError as error:
             if error.errno not in DISK:
                 raise
             _leave(f"error: cannot write {error.filename or 'a file'}: {error.strerror}", 2)
+
+
+def _fault_of_environment(error: ValueError) -> str | None:
+    """What to say when importing JAX failed at one of its variables, such as JAX_ENABLE_X64=maybe; else None."""
+    found = re.search(r"invalid truth value .* for environment '?(JAX_\w+)|"
+                      r"Invalid value \".*\" for JAX flag (jax_\w+)", str(error))
+    name = found and (found[1] or found[2].upper())
+    return f"{name}={os.environ.get(name, '')}: JAX does not know this value; unset {name}" if name else None
+
+
+def _print_anything() -> None:
+    """Characters that a terminal's encoding lacks (in a file's name, say) are printed as escapes, not as errors."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # it may be something else than a text file
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(line: str, code: int) -> None:

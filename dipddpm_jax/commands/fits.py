@@ -128,8 +128,19 @@ def stack(trees: list[PyTree]) -> PyTree:
 
 
 def take(tree: PyTree, rows: np.ndarray | int) -> PyTree:
-    """Some rows of a batch: the leaves of a tree along their first axis."""
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
+    """Some rows of a batch: the leaves of a tree along their first axis.
+
+    What lies on several devices is fetched first. A device that took rows of another's would wait for it in an
+    all-reduce, one for each leaf, while that one still computes.
+    """
+    def rows_of(leaf):
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) == 1:
+            return leaf[rows]
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf))[rows], impl=jax.random.key_impl(leaf))
+        return np.asarray(leaf)[rows]
+
+    return jax.tree.map(rows_of, tree)
 
 
 def start_fits(config: DipConfig, fit: Dip, fits: Fits) -> DipState:

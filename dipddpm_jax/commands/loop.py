@@ -143,11 +143,16 @@ def run_to_end(
             job.show()
             if stop and job.step < job.total:
                 kept.wait()
-                why = "stopped by a signal" if signals else f"the budget of {pace.budget:g} minutes is used up"
-                raise Stopped(f"{why}; saved {unit} {job.step}. Go on with: {again}",
+                raise Stopped(f"{_reason(signals, late, pace)}; saved {unit} {job.step}. Go on with: {again}",
                               128 + signals[0] if signals else 0)
         kept.wait()
     return book.rows
+
+
+def _reason(signals: list[int], late: bool, pace: Pace) -> str:
+    if signals:
+        return "stopped by a signal"
+    return f"the budget of {pace.budget:g} minutes is used up" if late else "another process of this run was stopped"
 
 
 class _Told:

@@ -164,11 +164,12 @@ class RunOptions:
     budget: float | None = None
     """Minutes after which the run saves and stops, to be resumed."""
     devices: int | None = None
-    """Devices that share a batch; default: all (on a CPU, one a core, at most 4)."""
+    """Devices that share a batch. A CPU is made into that many (default: one a core, at most 4); of accelerators that
+    many are used (default: as many as divide the batch), and more than there are is refused."""
     shard_state: bool = False
     """Spread parameters and optimizer state over the devices, for models that do not fit on one."""
     distributed: bool = False
-    """One process of several machines (jax.distributed); without the next three, the cluster is asked."""
+    """One of several processes, each with the same --workdir; without the next three, the cluster is asked."""
     coordinator: str | None = None
     """HOST:PORT of process 0."""
     num_processes: int | None = None

@@ -46,6 +46,7 @@ def check(config: TrainConfig, run: RunOptions = NO_OPTIONS) -> None:
                         f"known are {', '.join(SCHEDULES)}, or MODULE:FUNCTION")
     if not 0 < config.schedule.first_beta <= config.schedule.last_beta < 1:
         raise UserError("--schedule.first-beta and --schedule.last-beta must satisfy 0 < first <= last < 1")
+    check_processes(run)
     check_sampler(config.sampler, config.schedule.num_steps)
 
 
@@ -77,3 +78,19 @@ def check_typed(config: TrainConfig, default: TrainConfig) -> None:
         option, value = needs.get(name, ("name", optimizer.name))
         if getattr(optimizer, option) != value:
             raise UserError(f"--optimizer.{name.replace('_', '-')} does nothing without --optimizer.{option} {value}")
+
+
+def check_processes(run: RunOptions) -> None:
+    """Raises UserError for options of several processes that say nothing, or not enough."""
+    given = {"--coordinator": run.coordinator, "--num-processes": run.num_processes, "--process-id": run.process_id}
+    for name, value in given.items():
+        if value is not None and not run.distributed:
+            raise UserError(f"{name} belongs to --distributed; give both or none")
+    if run.distributed and run.workdir is None:
+        raise UserError("--distributed needs --workdir, the same directory for every process of the run")
+    if run.num_processes is not None and run.num_processes < 1:
+        raise UserError(f"--num-processes must be at least 1; got {run.num_processes}")
+    if run.process_id is not None and not 0 <= run.process_id < (run.num_processes or 2**31):
+        raise UserError(f"--process-id must be 0 to N - 1, where --num-processes is N; got {run.process_id}")
+    if run.coordinator is not None and not run.coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator must be HOST:PORT of process 0; got {run.coordinator}")

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.places import REPO
+from dipddpm_jax import cluster
 
 TINY = ["--network.width", "8", "--network.multipliers", "1", "--network.attention-size", "0", "--batch-size", "8",
         "--image-size", "8", "--schedule.num-steps", "20", "--sampler.num-steps", "2", "--sample-every", "0",
@@ -159,17 +161,37 @@ def test_resuming_a_longer_run(whole, tmp_path):
     assert_same_ending(workdir, tmp_path / "at_once")
 
 
-def test_two_processes_train_together_and_one_resumes(tmp_path):
-    """jax.distributed over loopback: both hold the whole run's state; a single process goes on with it."""
-    import socket
-
+def two_processes(workdir, steps):
+    """A run of two processes over loopback, just started."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    workdir = tmp_path / "two"
     args = ["--save-every", "4", "--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
-    processes = [subprocess.Popen(command(workdir, *args, "--process-id", str(i), steps=8), env=ENV, text=True,
-                                  stderr=subprocess.PIPE) for i in range(2)]
+    return [subprocess.Popen(command(workdir, *args, "--process-id", str(i), steps=steps), env=ENV, text=True,
+                             stderr=subprocess.PIPE) for i in range(2)]
+
+
+def test_when_one_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path):
+    """Without a watch it would wait in a sum over devices, until XLA ends it with a stack trace of C++."""
+    workdir = tmp_path / "two"
+    processes = two_processes(workdir, steps=100_000)
+    try:
+        while not steps_logged(workdir) and processes[0].poll() is processes[1].poll() is None:
+            time.sleep(0.05)
+        processes[1].kill()
+        _, errors = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("process 1 of this run has ended") and f"--resume --workdir {workdir}" in line
+    assert processes[0].returncode == cluster.LOST and "Traceback" not in errors and "stack trace" not in errors
+
+
+def test_two_processes_train_together_and_one_resumes(tmp_path):
+    """jax.distributed over loopback: both hold the whole run's state; a single process goes on with it."""
+    workdir = tmp_path / "two"
+    processes = two_processes(workdir, steps=8)
     try:
         for process in processes:
             _, errors = process.communicate(timeout=240)

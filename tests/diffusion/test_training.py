@@ -1,6 +1,4 @@
 """Training: exact resuming, order and chunk independence, dropped steps, devices."""
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,18 +159,6 @@ def test_nothing_is_copied_to_the_host_within_a_chunk(run):
         state, metrics = chunk(state, images, labels, count)
         jax.block_until_ready(state)
     assert int(state.step) == 4
-
-
-@pytest.mark.parametrize("given", ["", "--xla_a=1", "--xla_backend_extra_options=mine",
-                                   "--xla_cpu_prefer_vector_width=256 --xla_a=1"])
-def test_flags_of_a_cpu_leave_the_users_alone(given, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", given)
-    devices.set_flags()
-    names = [flag.split("=")[0] for flag in os.environ["XLA_FLAGS"].split()]
-    assert os.environ["XLA_FLAGS"].startswith(given) and len(set(names)) == len(names)
-    assert set(names) >= {f"--{name}" for name in devices.CPU_FLAGS}
-    devices.set_flags()
-    assert [flag.split("=")[0] for flag in os.environ["XLA_FLAGS"].split()] == names
 
 
 class Normalised(nn.Module):
