@@ -76,10 +76,9 @@ def page(rows: list[tuple[int, int, float, str]], command: str, machine: str, co
     lines = [f"| {seed} | {code} | {seconds:.1f} | {why} |" for seed, code, seconds, why in rows]
     return "\n".join([
         "# Stress: two devices of a CPU on a busy machine", "",
-        "Each repetition is a process that trains a tiny UNet for 60 steps on two devices, draws 16 pictures from it and "
-        "makes eight staged fits of unequal length, "
-        f"while {cores} other processes keep every core busy. XLA would end a process with "
-        "status -6 (SIGABRT) if a device waited too long for another.", "",
+        "Each repetition is a process that trains a tiny UNet for 60 steps on two devices, draws 16 pictures from it "
+        f"and makes eight staged fits of unequal length, while {cores} other processes keep every core busy. XLA would "
+        "end a process with status -6 (SIGABRT) if a device waited too long for another.", "",
         f"{len(rows)} repetitions, {failed} failed. {machine}, {date.today()}, seeds {rows[0][0]} to {rows[-1][0]}. "
         f"Measured by `{command}`.", "", "| seed | exit status | seconds | why |", "|---|---|---|---|", *lines, ""])
 
