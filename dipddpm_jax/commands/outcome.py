@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dipddpm_jax.commands.fits import Fits
+from dipddpm_jax.commands.fits import Fits, take
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
+from dipddpm_jax.dip.problem import is_stuck
 
 Candidates = Float[np.ndarray, "pictures seeds h w c"]
 
@@ -27,6 +28,7 @@ class Outcome(NamedTuple):
     With others a lower bound, since the fit has seen all of y and its error is correlated with the noise."""
     steps: Int[np.ndarray, "pictures seeds tiles"]  # counted from 1, of the output that was kept
     stopped: Bool[np.ndarray, "pictures seeds tiles"]  # whether the rule fired
+    stuck: Bool[np.ndarray, "pictures seeds tiles"]  # whether the fit lies near a constant
 
 
 def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states: DipState) -> Outcome:
@@ -42,7 +44,8 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
     misfit = np.where(averages, misfits["average"], misfits["output"])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
     return Outcome(restored, other, chosen, misfit - given.sigma.astype(np.float64) ** 2,
-                   np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape))
+                   np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape),
+                   _stuck(fit, fits, kept["output"]).reshape(shape))
 
 
 def _misfits(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "pictures"]:
@@ -58,15 +61,28 @@ def _misfits(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Float[
     return total / np.maximum(count, 1)
 
 
+def _stuck(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n"]:
+    """Which fits lie near a constant, though their measurements do not."""
+    return np.array([bool(is_stuck(take(fits.problems, i), fit.observe(jnp.asarray(row)))) for i, row in
+                     enumerate(rows)])
+
+
 def decibels(error: float) -> float | None:
     """PSNR of a mean squared error, white being 1; None where there is no error left."""
     return float(-10 * np.log10(error)) if error > 0 else None
 
 
 def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str) -> list[str]:
-    """What the user should know: that no stop rule fired (`more` says how to go on), and which pictures are estimated
-    to be no better than their measurements."""
-    return _not_fired(config, result, more) + _no_better(config, given, result)
+    """What the user should know: which fits are stuck, that no stop rule fired (`more` says how to go on), and which
+    pictures are estimated to be no better than their measurements."""
+    return _near_constant(result) + _not_fired(config, result, more) + _no_better(config, given, result)
+
+
+def _near_constant(result: Outcome) -> list[str]:
+    stuck = int(result.stuck.sum())
+    fits = "the fit stays" if result.stuck.size == 1 else f"{stuck} of {result.stuck.size} fits stay"
+    return [f"{fits} near a constant: another --seed, a lower --learning-rate, --code meshgrid or another --network "
+            "may help"] if stuck else []
 
 
 def _not_fired(config: DipConfig, result: Outcome, more: str) -> list[str]:

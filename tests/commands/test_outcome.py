@@ -70,6 +70,13 @@ def test_a_rule_that_did_not_fire_is_said():
     assert outcome.warnings(*ended(CLEAN, CLEAN, DipConfig(network="conv", stop="never")), "") == []
 
 
+def test_a_fit_near_a_constant_is_said():
+    constant = np.full_like(CLEAN, 0.5)
+    lines = outcome.warnings(*ended(constant, constant, sigma=0.02, stopped=True), "")
+    assert "near a constant" in lines[0] and "--seed" in lines[0] and "no better" in lines[1]
+    assert not ended(CLEAN, CLEAN)[2].stuck.any()
+
+
 def test_files_have_the_depth_of_the_measurement_and_strict_json(tmp_path):
     """A restored picture that equals the clean one has infinite PSNR, which no JSON holds."""
     config, given, result = ended(CLEAN, CLEAN, clean=CLEAN[None], white=4095.0, stopped=True)
