@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dipddpm_jax import checkpoints, devices, plots
@@ -25,9 +25,8 @@ from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig, DipRun, load_dip_config, save_dip_config
 from dipddpm_jax.config.dip_ranges import check_dip
 from dipddpm_jax.convolution import bands
-from dipddpm_jax.convolution.cost import divisor
 from dipddpm_jax.data.pictures import to_bytes
-from dipddpm_jax.dip.batches import advance_all
+from dipddpm_jax.dip.batches import advance_all, fits_mesh
 from dipddpm_jax.dip.fit import Dip, DipProblem, DipState
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import writing
@@ -70,16 +69,18 @@ class Batch:
 
     def advance(self, num_steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(rows, their curves) of a chunk."""
-        self.part, curves = self.run(take(self.problems, self.rows), self.part, num_steps)
+        whole = len(self.rows) == len(self.whole.step)  # taking rows is an exchange between devices
+        problems = self.problems if whole else take(self.problems, self.rows)
+        self.part, curves = self.run(problems, self.part, num_steps)
         return self.rows, {name: np.asarray(curve) for name, curve in curves.items()}
 
 
 def placement(states: DipState) -> NamedSharding:
     """Where `advance_all` leaves a batch: put there before, one compiled program does for all chunks."""
-    count = divisor(len(states.step), jax.local_device_count())
-    if count == 1 and bands.pays(states.code.shape[1:]):
+    mesh = fits_mesh(len(states.step))
+    if mesh.size == 1 and bands.pays(states.code.shape[1:]):
         return devices.replicated(bands.mesh())
-    return NamedSharding(Mesh(np.array(jax.local_devices()[:count]), ("fits",)), PartitionSpec("fits"))
+    return NamedSharding(mesh, PartitionSpec("fits"))
 
 
 def is_shown(step: int, fit: int) -> bool:
