@@ -283,18 +283,3 @@ def _muted() -> Iterator[None]:
     """Keeps the hundreds of lines that a failing restore writes to stderr from the user."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-# --- until commands/dip uses commands/loop
-
-open_manager, wait = Checkpoints, Checkpoints.wait
-
-
-def save_tree(manager: Checkpoints, step: int, tree: PyTree, loss: float) -> None:
-    """Adds any tree as the item "train"."""
-    manager.add(step, {"train": numbered(tree)}, loss)
-
-
-def restore_tree(directory: Path, template: PyTree) -> PyTree:
-    """The newest tree that `save_tree` wrote."""
-    return unnumbered(read_checkpoint(directory, {"train": numbered(template)})["train"], template)
