@@ -34,6 +34,7 @@ _PUBLIC = {  # name: the module that defines it, or is it
     "samplers": "diffusion.samplers",
     "schedules": "diffusion.schedules",
     "spacings": "diffusion.spacings",
+    "train": "commands.trainer",
     "UserError": "errors",
 }
 __all__ = ["__version__", *_PUBLIC]

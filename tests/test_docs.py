@@ -1,7 +1,9 @@
 """What the documents name exists, and the README's examples run."""
 import re
+from dataclasses import replace
 from importlib import import_module
 
+import numpy as np
 import pytest
 
 from benchmarks.places import REPO
@@ -29,3 +31,27 @@ def test_every_name_in_the_documents_exists(page):
     assert len(set(names)) > 10
     for name in set(names):
         assert looked_up(name) is not None, name
+
+
+def doors() -> list[str]:
+    text = (REPO / "README.md").read_text()
+    return re.findall(r"<!-- door \d -->\n```python\n(.*?)```", text, re.S)
+
+
+def test_the_doors_of_the_readme_open(tmp_path, monkeypatch):
+    """As they stand there, but for fewer and smaller steps."""
+    from dipddpm_jax.config import presets
+    from dipddpm_jax.config.diffusion import UNet
+
+    text, config = presets.PRESETS["unet"]
+    monkeypatch.setitem(presets.PRESETS, "unet", (text, replace(config, network=UNet(8, (1,)), batch_size=8)))
+    monkeypatch.chdir(tmp_path)
+    found = doors()
+    assert len(found) == 3 and all(len(door.splitlines()) < 10 for door in found)
+    noisy = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
+    names = {"noisy": noisy}
+    exec(found[0].replace("steps=1250", "steps=2"), names)
+    exec(found[1].replace("spacings.even_time(model.schedule, 25)", "spacings.even_time(model.schedule, 2)"), names)
+    assert names["pictures"].shape == (4, 28, 28, 1) and names["pictures"].dtype == np.uint8
+    exec(found[2].replace("progress=True", "num_steps=4, network='conv'"), names)
+    assert names["restored"].shape == (16, 16) and names["restored"].dtype == np.uint8
