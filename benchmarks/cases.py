@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import samplers, schedules, training
 from dipddpm_jax.diffusion.denoisers import from_network
+from dipddpm_jax.diffusion.forward import training_pair
 from dipddpm_jax.dip import stopping
 from dipddpm_jax.networks import ContextUnet, ConvStack, SkipNet, SmallUNet
 from dipddpm_jax.networks.layers import initial_variables
@@ -92,7 +94,7 @@ def jax_training(network, schedule, shape, labels, units: int, chunked: bool, co
     some = (pixels.encode(jnp.asarray(images[:BATCH])), None if labels is None else labels[:BATCH])
     one = some[0][:1], None if labels is None else labels[:1]
     state = training.init_state(network, optimizer, *one, jax.random.key(0))
-    loss = training.make_loss(network, schedule, "eps", jnp.float32)
+    loss = training.make_loss(network, partial(training_pair, schedule, "eps"), jnp.dtype("float32"))
     step = training.make_train_step(loss, schedule.num_steps, optimizer, ema_decay=0.999, drop_rate=0.1)
     if chunked:
         mesh = devices.make_mesh(count, BATCH)

@@ -42,7 +42,7 @@ def typed_command() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and the numeric libraries."""
+    """Versions of Python, this package and the numeric libraries, by name."""
     from dipddpm_jax import __version__
 
     found = {"python": platform.python_version(), "dipddpm_jax": __version__}

@@ -109,6 +109,14 @@ def test_the_command_line_is_parsed_without_heavy_imports():
         assert heavy == [], f"{path.relative_to(PACKAGE)} imports {heavy} before the command line is parsed"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_name_their_subject(path):
+    """No docstring begins with "Of ...", which leaves out what it is about."""
+    texts = [node.value.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Expr)
+             and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
+    assert [text for text in texts if text.startswith("Of ")] == []
+
+
 def test_no_public_name_is_defined_twice():
     """One name means one thing in the whole package."""
     places = {}

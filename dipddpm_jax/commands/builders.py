@@ -14,13 +14,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from dipddpm_jax import networks
-from dipddpm_jax.config.diffusion import SCHEDULES, OptimizerConfig, OwnNetwork, ScheduleConfig, TrainConfig
+from dipddpm_jax.config.diffusion import AUTOENCODE, SCHEDULES, OptimizerConfig, OwnNetwork, ScheduleConfig, TrainConfig
 from dipddpm_jax.config.own import own_function
 from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, begins_with_pictures, is_own
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import denoisers, samplers, schedules, spacings
+from dipddpm_jax.diffusion.forward import Pair, training_pair
 from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, rngs
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.hybrids import passes
 from dipddpm_jax.types import Denoise, Images, Labels
 
 
@@ -34,6 +36,13 @@ def make_schedule(c: ScheduleConfig) -> schedules.NoiseSchedule:
         raise UserError(f"--schedule.name {c.name} must return a NoiseSchedule whose alpha_bars fall from 1 in "
                         f"{c.num_steps} steps")
     return schedule
+
+
+def make_pair(config: TrainConfig) -> Pair:
+    """What the network is trained on: the pair of diffusion for the target, or that of system 003."""
+    if config.target == AUTOENCODE:
+        return passes.autoencoding_pair
+    return partial(training_pair, make_schedule(config.schedule), config.target)
 
 
 def check_names(config: TrainConfig) -> None:
@@ -157,8 +166,11 @@ def make_denoiser(
 ) -> Denoise:
     """The denoiser of a trained network; guided if the sampler's guidance is not 0, by a weight that may be traced.
 
-    `most` is how many labels a picture has at most, if each is to pull by itself.
+    `most` is how many labels a picture has at most, if each is to pull by itself. Raises UserError for a network that
+    predicts neither the clean picture nor the noise (system 003's).
     """
+    if config.target == AUTOENCODE:
+        raise UserError("a network that was trained to autoencode denoises pictures by random_passes alone")
     schedule, pixels = make_schedule(config.schedule), Pixels(config.pixel_mean, config.pixel_std)
 
     def apply(x: Images, t: Any, labels: Labels | None) -> Images:

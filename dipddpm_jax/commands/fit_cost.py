@@ -17,7 +17,7 @@ LONG = 60  # seconds: a restoration that will take longer says so
 
 
 def code_shape(config: DipConfig, size: tuple[int, int], channels: int) -> tuple[int, int, int]:
-    """Of the network's input for a picture of this size."""
+    """Shape of the code, the network's input, for a picture of this size."""
     if config.code == "image" or VARIANTS[config.variant].starts_from_measurement:
         return *size, channels
     if config.code == "meshgrid":

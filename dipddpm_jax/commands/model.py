@@ -14,7 +14,7 @@ from jaxtyping import PyTree, UInt8
 from dipddpm_jax import checkpoints, devices
 from dipddpm_jax.commands import builders
 from dipddpm_jax.config import saved
-from dipddpm_jax.config.diffusion import TrainConfig
+from dipddpm_jax.config.diffusion import AUTOENCODE, TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures, check_guidance
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import training
@@ -124,7 +124,7 @@ def draw(
     model and a sampler do not fit, and NotFinite for pictures that are not numbers.
     """
     passes = begins_with_pictures(sampler)
-    if passes != (model.config.target == "autoencode"):
+    if passes != (model.config.target == AUTOENCODE):
         raise UserError(f"sampler {sampler.name} does not fit a model that was trained to {model.config.target}: "
                         "random_passes is for the one that was trained to autoencode, and for no other")
     most = int(labels.sum(axis=1).max()) if sampler.compose and model.facts.multi_hot and labels is not None else 0

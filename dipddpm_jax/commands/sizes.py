@@ -21,7 +21,7 @@ def training_bytes(config: TrainConfig, facts: Facts) -> int:
     network = builders.make_network(config.network, facts, schedule.num_steps)
     collections = dict(builders.variable_shapes(network, facts))
     params = collections.pop("params")
-    loss = training.make_loss(network, schedule, config.target, jnp.dtype(config.compute))
+    loss = training.make_loss(network, builders.make_pair(config), jnp.dtype(config.compute))
     pictures = jax.ShapeDtypeStruct((config.batch_size, *facts.image_shape), jnp.float32)
     times = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     labels = jax.eval_shape(lambda: builders.example_labels(facts))

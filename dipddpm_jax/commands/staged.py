@@ -71,7 +71,7 @@ class Progress(NamedTuple):
     """Steps that each stage took."""
     state: DipState
     kept: list[Kept]
-    """Of the stages that have ended."""
+    """What each stage that has ended kept."""
 
 
 class StagedJob:

@@ -75,7 +75,7 @@ class Training:
         self.network = builders.make_network(config.network, given.facts, schedule.num_steps)
         self.mesh = devices.make_mesh(run.devices, config.batch_size)
         everywhere, across = devices.replicated(self.mesh), devices.batch_sharding(self.mesh)
-        loss = training.make_loss(self.network, schedule, config.target, jnp.dtype(config.compute))
+        loss = training.make_loss(self.network, builders.make_pair(config), jnp.dtype(config.compute))
         step = training.make_train_step(loss, schedule.num_steps,
                                         builders.make_optimizer(config.optimizer, config.steps),
                                         ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop)

@@ -112,6 +112,9 @@ class OptimizerConfig:
     none."""
 
 
+AUTOENCODE = "autoencode"  # system 003's target, whose pair and evaluation stand in hybrids/passes
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     network: UNet | SmallUNet | AttentionUNet | ContextUnet | ResidualDenoiser | OwnNetwork = UNet()

@@ -33,9 +33,9 @@ class DipConfig:
     keep: float = 0.5
     """To inpaint without --mask: the share of a clean picture's pixels that is kept."""
     factor: int = 4
-    """Of superres: how many times larger each side becomes."""
+    """How many times larger superres makes each side."""
     blur: float = 1.6
-    """Of deblur: standard deviation of the blur in pixels."""
+    """Standard deviation of the blur that deblur undoes, in pixels."""
     size: int | None = None
     """Cut and resize pictures to squares of this side first. That changes their noise: --crop does not."""
     crop: int | None = None
@@ -45,7 +45,7 @@ class DipConfig:
     three plain convolutions; decoder: the deep decoder."""
     variant: Literal["plain", "tv", "self-guided", "aseqdip"] = "plain"
     weight: float | None = None
-    """Of the variant's penalty; default: tv 0.02, self-guided 0.1, aseqdip 1."""
+    """Weight of the variant's penalty; default: tv 0.02, self-guided 0.1, aseqdip 1."""
     code: Literal["noise", "meshgrid", "image"] = "noise"
     """The network's input; self-guided and aseqdip start from the measurement. The noise of conv has several scales,
     since to 7x7 pixels white noise looks alike everywhere."""
@@ -54,9 +54,9 @@ class DipConfig:
     num_steps: int = 3000
     """Most steps of a fit."""
     learning_rate: float | None = None
-    """Of Adam; default: 0.01, conv 0.002, aseqdip 0.001 (its loop through the code shakes at more)."""
+    """Learning rate of Adam; default: 0.01, conv 0.002, aseqdip 0.001 (its loop through the code shakes at more)."""
     decay: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate, to 0 at the last step."""
+    """Decay of the learning rate, cosine: to 0 at the last step."""
     fall_back: float = 5.0
     """Backtrack when the PSNR to the measurement falls by this many dB; 0 is never."""
     stop: Literal["held-out", "wmv", "emv", "discrepancy", "patience", "never", "oracle"] = "held-out"

@@ -29,7 +29,7 @@ class Evaluate:
     course's checkpoint.pth; default: the one that belongs to the data."""
     how: Annotated[SamplerOptions, tyro.conf.arg(name="")] = SamplerOptions()
     seed: int = 0
-    """Of the samples, and of the choice of real pictures."""
+    """Seed of the samples, and of the choice of real pictures."""
     step: int | None = None
     """Checkpoint to use; default: the newest."""
     batch_size: int = 64

@@ -32,8 +32,8 @@ def lane_count(n: int) -> int:
 
 
 def suits_winograd(output: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Whether fewer products pay: with enough channels and pixels, and a core for every device, since the many small
-    operations of a piece do not share several cores."""
+    """True if Winograd is faster: with enough channels and pixels, and one core for each device, since its many small
+    operations do not run on several cores."""
     (n, h, w, _), (kh, kw, c, o), lanes = output, kernel, lane_count(output[0])
     enough = min(c, o) >= 32 and 9 * n * h * w * c * o >= MANY_PRODUCTS * lanes
     one_core_each = (shared_out() or lanes == jax.device_count()) and jax.device_count() >= cores()
@@ -41,7 +41,7 @@ def suits_winograd(output: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.
 
 
 def small(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """Whether all patches fit in one piece; then many fits at once are best as one batched product."""
+    """True if all im2col patches fit in one piece, for which many fits at once are best as one batched product."""
     return math.prod(x) * kernel[0] * kernel[1] * 4 <= PIECE_BYTES
 
 

@@ -87,7 +87,7 @@ def _part(x: Images, i: int | Array, pictures: int, lines: int, overlap: int) ->
 
 
 def _following(count: int) -> np.ndarray:
-    """Which piece comes after each; the last one is cut out once more in vain."""
+    """The piece that follows each piece; the last one is followed by itself, and that copy is not used."""
     return np.minimum(np.arange(1, count + 1), count - 1)
 
 

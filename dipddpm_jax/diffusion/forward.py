@@ -2,6 +2,7 @@
 
 A training target (eps, x0 or v) is the pair that the network regresses; the loss never changes.
 """
+from collections.abc import Callable
 from typing import Literal
 
 from jaxtyping import Array, Float, Int
@@ -9,7 +10,8 @@ from jaxtyping import Array, Float, Int
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
 from dipddpm_jax.types import Images, Prediction
 
-Target = Literal["eps", "x0", "v", "autoencode"]
+Target = Literal["eps", "x0", "v"]
+Pair = Callable[[Images, Int[Array, "*n"], Images], tuple[Images, Images]]  # (x0, t, eps) -> (x_t, wanted output)
 
 
 def _like(scale: Float[Array, "*n"], x: Images) -> Float[Array, "..."]:
@@ -33,8 +35,6 @@ def training_pair(
             return x_t, x0
         case "v":  # Salimans and Ho 2022, section 4
             return x_t, _like(schedule.signal_scale(t), x0) * eps - _like(schedule.noise_scale(t), x0) * x0
-        case "autoencode":  # system 003, whose network injects its own noise
-            return x0, x0
 
 
 def prediction_of(
@@ -42,8 +42,7 @@ def prediction_of(
 ) -> Prediction:
     """The clean picture x0 and the noise eps that a network output stands for, at times t >= 1.
 
-    From eps, x0 = (x_t - noise_scale eps) / signal_scale: an error of eps grows by sigma. Raises ValueError for the
-    target autoencode.
+    From eps, x0 = (x_t - noise_scale eps) / signal_scale: an error of eps grows by sigma.
     """
     a, s = _like(schedule.signal_scale(t), x_t), _like(schedule.noise_scale(t), x_t)
     match target:
@@ -53,4 +52,3 @@ def prediction_of(
             return Prediction(x0=output, eps=(x_t - a * output) / s)
         case "v":
             return Prediction(x0=a * x_t - s * output, eps=s * x_t + a * output)
-    raise ValueError(f"a network that was trained to {target} predicts neither x0 nor eps of the diffusion process")

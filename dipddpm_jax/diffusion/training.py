@@ -13,8 +13,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from dipddpm_jax.diffusion import forward
-from dipddpm_jax.diffusion.schedules import NoiseSchedule
+from dipddpm_jax.diffusion.forward import Pair
 from dipddpm_jax.networks.layers import BatchNorm, initial_variables
 from dipddpm_jax.types import Images, Labels, no_labels
 
@@ -89,11 +88,14 @@ def rngs(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
     return {"params": key, "noise": jax.random.fold_in(key, ORDER)}
 
 
-def make_loss(network: nn.Module, schedule: NoiseSchedule, target: forward.Target, dtype: jnp.dtype) -> Callable:
-    """loss(params, collections, images, labels, t, eps, key, train) -> (mean squared error, new collections)."""
+def make_loss(network: nn.Module, pair: Pair, dtype: jnp.dtype) -> Callable:
+    """loss(params, collections, images, labels, t, eps, key, train) -> (mean squared error, new collections).
+
+    The method is the pair that is regressed: that of diffusion is `partial(forward.training_pair, schedule, target)`.
+    """
 
     def loss(params, collections, images, labels, t, eps, key, train):
-        x_t, wanted = forward.training_pair(schedule, target, images, t, eps)
+        x_t, wanted = pair(images, t, eps)
         cast = jax.tree.map(lambda p: p.astype(dtype), params)
         output, new = network.apply({"params": cast, **collections}, x_t.astype(dtype), t, labels, train=train,
                                     mutable=list(collections) if train else ["nothing"], rngs=rngs(key))

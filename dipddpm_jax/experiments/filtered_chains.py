@@ -133,7 +133,7 @@ def _train(size: Size, inside: bool) -> dict[str, np.ndarray]:
     """The network's parameters (leaves of the tree) after each number of epochs, and the losses."""
     network, optimizer = SmallUNet(widths=size.widths), optax.adam(1e-3)
     loss = _inside_loss(network, fitted_dip(0)) if inside else training.make_loss(
-        network, SCHEDULE, "eps", jnp.dtype("float32"))
+        network, functools.partial(forward.training_pair, SCHEDULE, "eps"), jnp.dtype("float32"))
     step = training.make_train_step(loss, SCHEDULE.num_steps, optimizer, ema_decay=0.0, drop_rate=0.0)
     chunk = training.make_chunk(step, size.batch, 25, PIXELS.encode)
     images = data.load(size.data).images

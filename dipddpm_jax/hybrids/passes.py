@@ -1,4 +1,7 @@
-"""System 003's evaluation: a network that injects its own noise denoises pictures again and again, at random times."""
+"""System 003: a network that injects its own noise (`networks.ResidualDenoiser`), its training pair and evaluation.
+
+It learns to give back its clean input, and denoises pictures by passing them through again and again, at random times.
+"""
 from collections.abc import Callable
 
 import jax
@@ -7,6 +10,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dipddpm_jax.types import Images, Times
+
+
+def autoencoding_pair(x0: Images, t: Times, eps: Images) -> tuple[Images, Images]:
+    """(input, wanted output) of the training: both are the clean picture, since the network injects the noise."""
+    return x0, x0
 
 
 def repeated_passes(

@@ -1,4 +1,6 @@
 """Training: exact resuming, order and chunk independence, dropped steps, devices."""
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +10,20 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dipddpm_jax import devices
-from dipddpm_jax.diffusion import schedules, training
+from dipddpm_jax.diffusion import forward, schedules, training
 from dipddpm_jax.networks import UNet
 from dipddpm_jax.networks.layers import BatchNorm
 
 NETWORK = UNet(num_steps=50, num_classes=10, width=8, multipliers=(1,), blocks=1, patch_size=2)
 OPTIMIZER = optax.adam(1e-3)
-SCHEDULE = schedules.linear(50)
+PAIR = partial(forward.training_pair, schedules.linear(50), "v")
 LABELS = np.arange(40, dtype=np.int32) % 10
 IMAGES = np.uint8(25 * LABELS[:, None, None, None] + np.random.default_rng(0).integers(0, 20, (40, 8, 8, 1)))
 LENGTH = 8
 
 
 def make(mesh=None, shard=False):
-    loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32"))
+    loss = training.make_loss(NETWORK, PAIR, jnp.dtype("float32"))
     step = training.make_train_step(loss, 50, OPTIMIZER, ema_decay=0.999, drop_rate=0.1)
     if mesh is None:
         return training.make_chunk(step, 16, LENGTH, training.Pixels().encode)
@@ -139,12 +141,12 @@ def test_eight_devices_give_what_one_gives(run, shard):
 
 
 def test_bfloat16_computes_with_float32_parameters():
-    loss = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("bfloat16"))
+    loss = training.make_loss(NETWORK, PAIR, jnp.dtype("bfloat16"))
     step = training.make_train_step(loss, 50, OPTIMIZER, ema_decay=0.999, drop_rate=0.1)
     chunk = training.make_chunk(step, 16, 2, training.Pixels().encode)
     state, metrics = chunk(start(), jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.int32(2))
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(state.params))
-    full, x = training.make_loss(NETWORK, SCHEDULE, "v", jnp.dtype("float32")), jnp.ones((2, 8, 8, 1))
+    full, x = training.make_loss(NETWORK, PAIR, jnp.dtype("float32")), jnp.ones((2, 8, 8, 1))
     params = jax.tree.map(lambda p: p + 0.05, start().params)
     args = params, {}, x, jnp.array([1, 2]), jnp.array([10, 40]), 0.5 * x, jax.random.key(0), False
     a, b = full(*args)[0], loss(*args)[0]
