@@ -101,8 +101,8 @@ def _not_fired(config: DipConfig, result: Outcome, more: str) -> list[str]:
 
 
 def _no_better(config: DipConfig, given: Measurements, result: Outcome) -> list[str]:
-    """A line for each picture whose estimated error reaches sigma^2, that of the measurement itself; for denoising, where
-    picture and measurement can be compared."""
+    """A line for each picture whose estimated error reaches sigma^2, the error of the measurement itself; for denoising
+    only, where the two can be compared."""
     if config.task != "denoise" or config.stop == "oracle":
         return []
     lines = []

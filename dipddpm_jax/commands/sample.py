@@ -1,6 +1,9 @@
 """The sample command: what sampling writes to disk."""
+import itertools
 import os
 import shlex
+import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,19 @@ def write_record(command: Any, sampler: SamplerConfig, source: str, out: Path, a
     records.write_json({**origin, "weights": source, "sampler": asdict(sampler)}, out / "command.json")
 
 
+def _made(out: Path, named: bool) -> Path:
+    """The folder, made; where another command has just taken the number of a drawn-NNN, the next that is free."""
+    if named:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    stem, _, first = out.name.rpartition("-")
+    for number in itertools.count(int(first)):
+        with suppress(FileExistsError):
+            path = out.with_name(f"{stem}-{number:03d}")
+            path.mkdir(parents=True)
+            return path
+
+
 def draw_to_disk(
     command: Any, workdir: Path, config: TrainConfig, facts: Facts | None, sampler: SamplerConfig, out: Path,
     argv: list[str],
@@ -89,7 +105,7 @@ def draw_to_disk(
     count, classes = command.count if labels is None else len(labels), len(model.facts.label_names)
     columns = 8 if command.label_file else classes if not command.labels and 0 < classes <= 16 else None
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out = _made(out, command.out is not None)
         drawn = draw(
             model, sampler, count, command.seed, labels, 60 if command.gif else (STRIP - 1) * command.strip,
             command.batch_size, pictures_to_denoise(sampler, config, command.data_dir))

@@ -176,3 +176,11 @@ def test_the_reference_presets_keep_their_tables():
     for name in ("context-unet", "teapearce"):
         np.testing.assert_array_equal(builders.make_schedule(PRESETS[name][1].schedule).alpha_bars,
                                       schedules.linear_at_zero(400).alpha_bars)
+
+
+def test_two_commands_at_once_take_folders_of_their_own(tmp_path):
+    from dipddpm_jax.commands.sample import _made
+
+    wanted = tmp_path / "run" / "drawn-001"
+    assert [_made(wanted, False).name for _ in range(3)] == ["drawn-001", "drawn-002", "drawn-003"]
+    assert _made(wanted, True) == wanted
