@@ -183,7 +183,7 @@ def test_a_broken_configuration(capsys, tmp_path, text):
     (["--labels", "ten"], ["'ten' is not a label"]), (["--labels", "10"], ["not a label"]),
     (["--labels", "1,2"], ["one label a picture"]), (["--seed", "-1"], ["--seed"]), (["--eta", "2"], ["eta"]),
     (["--batch-size", "0"], ["--batch-size"]), (["--step", "3"], ["no checkpoint of step 3", "4"]),
-    (["--torch-weights", "x.pt"], ["--preset"]),
+    (["--torch-weights", "x.pt"], ["no such file of weights", "x.pt"]),
 ])
 def test_sampling_options(capsys, run, args, words):
     refused(capsys, cli.sample_main, [run, *args], *words, untouched=run)
