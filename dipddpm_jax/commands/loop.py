@@ -31,6 +31,7 @@ class ChunkReport(NamedTuple):
     rows: list[Row]  # for the log, each with its "step"
     text: str  # for the progress bar
     problem: str | None = None  # why to stop at once, such as a loss that is not finite
+    sound: int | None = None  # with a problem: the step that `items` still hold, if they hold a good one
 
 
 @runtime_checkable
@@ -170,6 +171,8 @@ class _Told:
         self.bar.update(count)
         self.bar.set_postfix_str(report.text)
         if report.problem:
+            if report.sound:
+                self.kept.add(report.sound, self.job.items(), spare=True)
             self.kept.wait()
             step = latest_step(self.kept.directory)
             raise UserError(report.problem + ("; no checkpoint was saved before" if step is None else

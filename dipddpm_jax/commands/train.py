@@ -114,7 +114,8 @@ class Training:
             return ChunkReport([row], text)
         first = step - count + 1 + int(bad.argmax())
         return ChunkReport([], text, f"the loss or its gradient is not finite in step {first} of {self.workdir}: a "
-                                     "lower --optimizer.learning-rate or --optimizer.clip-norm 1 usually helps")
+                                     "lower --optimizer.learning-rate or --optimizer.clip-norm 1 usually helps",
+                           first - 1)  # a step that is not finite, and all after it, change nothing
 
     def items(self) -> dict[str, PyTree]:
         """The whole state."""

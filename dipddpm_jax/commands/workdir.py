@@ -29,6 +29,8 @@ def claimed_workdir(kind: str, workdir: Path | None, resume: bool = False) -> It
 
 
 def _check_empty(workdir: Path) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; --workdir names a directory")
     if not workdir.is_dir() or all(path.name == LOCK for path in workdir.iterdir()):
         return
     if (workdir / "config.json").exists():

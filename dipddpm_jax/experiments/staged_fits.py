@@ -134,7 +134,7 @@ def measure(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> li
 def _scored(setting: Setting, fitted: Fitted, seed: int, widths: tuple[int, ...], side: int) -> Measured:
     clean, other = photograph_at("astronaut", side), photograph_at("coffee", side)
     params, codes, planned, kept = fitted
-    looks, outputs = _looks(kept), [result.output for result, _ in kept]
+    looks, outputs = _looks(kept), [jnp.asarray(result.output) for result, _ in kept]
     best = np.maximum.accumulate([stage.max() for stage in looks])
     inputs = [clipped_psnr(clean, code) for code in codes]
     model = functools.partial(_apply(widths), params)

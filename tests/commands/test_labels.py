@@ -179,15 +179,17 @@ def test_a_disturbed_run_is_scored_as_far_as_it_can_be_read(run, judge, tmp_path
         file.write('{"step": 6, "lo')
     for path in sorted((broken / "checkpoints" / "2" / "weights").rglob("*"), reverse=True)[:-1]:
         path.unlink() if path.is_file() else path.rmdir()
+    for path in (broken / "checkpoints" / "3" / "weights").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
     args = ["label-accuracy", str(broken), "--lists", "validation", "--seeds", "1", "--num-steps", "2"]
     main(args)
     text = capfd.readouterr()
     assert "| 1 |" in text.out and f"| {whole} |" in text.out and "| 2 |" not in text.out
-    assert "skipped: " in text.out and "checkpoints/2" in text.out and "Traceback" not in text.err
+    assert "skipped: " in text.out and "checkpoints/3" in text.out and "Traceback" not in text.err
     assert len(text.out.splitlines()) < 15 and len(text.err.splitlines()) < 5
     with pytest.raises(SystemExit) as stopped:  # it is an error if just that one is wanted
-        main([*args, "--steps", "2"])
-    assert stopped.value.code == 2 and "checkpoints/2" in capfd.readouterr().err
+        main([*args, "--steps", "3"])
+    assert stopped.value.code == 2 and "checkpoints/3" in capfd.readouterr().err
 
 
 def test_a_full_disk_is_one_line(run, judge, tmp_path, capsys):
