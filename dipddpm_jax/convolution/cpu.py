@@ -1,22 +1,19 @@
-"""The one place that knows how a convolution is computed on which back-end.
+"""A convolution and its two gradients as a CPU computes them fast.
 
-GPU and TPU use `lax.conv`. XLA's CPU back-end is fast only in the layout NHWC, HWIO -> NHWC and with more than 16
-channels; autodiff emits other layouts, inside loop bodies up to 80 times slower. So on a CPU the gradient to the input
-is a convolution with the turned kernel, that to the kernel a product of matrices; few channels become more, many have
-fewer products (`winograd`); and many kernels at once (vmap) are batched products where small, else a loop. Reverse mode
-and first derivatives only.
+XLA's CPU back-end is fast only in the layout NHWC, HWIO -> NHWC and with more than 16 channels; autodiff emits other
+layouts, inside loop bodies up to 80 times slower. So the gradient to the pictures is a convolution with the turned
+kernel, that to the kernel a product of matrices; few channels become more, many have fewer products (`winograd`); and
+many kernels at once (`fits`) are batched products where small, else a loop.
 """
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-from dipddpm_jax.convolution import bands, winograd
+from dipddpm_jax.convolution import winograd
 from dipddpm_jax.convolution.cost import (
     FEW,
     PIECE_BYTES,
@@ -28,6 +25,8 @@ from dipddpm_jax.convolution.cost import (
     suits_winograd,
 )
 from dipddpm_jax.convolution.layouts import (
+    LAYOUT,
+    NO_PADDING,
     Kernel,
     Padding,
     blocks_of_kernel,
@@ -41,70 +40,71 @@ from dipddpm_jax.convolution.layouts import (
 )
 from dipddpm_jax.types import Features, Images
 
-TransposedKernel = Float[Array, "kh kw o c"]
+FitImages = Float[Array, "*fits b h w c"]
+FitKernel = Float[Array, "*fits kh kw c o"]
+Results = Float[Array, "*fits _ _ _ _"]
 
-NO_PADDING = ((0, 0), (0, 0))
-LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+def output(x: FitImages, kernel: FitKernel, *, stride: int, padding: Padding, fits: bool) -> Results:
+    """The convolution of x, or of each fit's x with the fit's own kernel."""
+    if stride == 1:
+        return _correlate(x, kernel, padding, fits)
+    if not fits and min(kernel.shape[2:]) >= 4:  # measured: XLA is slow with fewer channels
+        return _directly(x, kernel, stride, padding)
+    sizes = [(n + sum(ends) - k) // stride + 1 for n, ends, k in zip(x.shape[-3:], padding, kernel.shape[-4:])]
+    kernel = _each(partial(blocks_of_kernel, s=stride), fits)(kernel)
+    x = _each(partial(_blocks, stride=stride, padding=padding, kernel=kernel.shape[-4:-2], sizes=sizes), fits)(x)
+    return _correlate(x, kernel, NO_PADDING, fits)
 
 
-def conv(
-    x: Images, kernel: Kernel, stride: int = 1, padding: Padding = NO_PADDING,
-    mode: Literal["zeros", "reflect"] = "zeros",
-) -> Features:
-    """Cross-correlation, as PyTorch's Conv2d; kernel is (height, width, in, out), `mode` what stands in the padding."""
-    count, (before, after) = bands.sharing(), padding[0]
-    if count > 1 and before == after == (kernel.shape[0] - 1) / 2 and x.shape[1] % (count * stride) == 0 and (
-            x.shape[1] // count > before):
-        band = partial(conv, stride=stride, padding=(NO_PADDING[0], padding[1]), mode=mode)
-        return bands.by_rows(band, x, kernel, halo=before, edge=mode)
-    if mode == "reflect":
-        x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="reflect"), NO_PADDING
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+def to_pictures(
+    g: Results, kernel: FitKernel, *, stride: int, padding: Padding, sizes: tuple[int, int], fits: bool
+) -> Results:
+    """The gradient to pictures of these sizes, for the gradient g to the output."""
+    turned_padding = tuple((k - 1 - before, k - 1 - after) for k, (before, after) in zip(kernel.shape[-4:], padding))
+    if stride == 1 and all(count >= 0 for ends in turned_padding for count in ends):
+        return _correlate(g, _each(turn, fits)(kernel), turned_padding, fits)
+    turned = _each(partial(turned_blocks_of_kernel, s=stride), fits)(kernel)
+    blocks = _correlate(g, turned, tuple((k - 1, k - 1) for k in turned.shape[-4:-2]), fits)
+    before = tuple((-ends[0], -ends[0]) for ends in padding)
+    return _each(lambda blocks: pad_to(depth_to_space(blocks, stride), before, list(sizes)), fits)(blocks)
+
+
+def to_kernel(
+    x: FitImages, g: Results, *, stride: int, padding: Padding, sizes: tuple[int, int], fits: bool
+) -> Results:
+    """The gradient to a kernel of these sizes, for the gradient g to the output."""
     if stride > 1:
-        return _strided(x, kernel, stride, padding)
-    if any(max(ends) >= k for ends, k in zip(padding, kernel.shape)):
-        x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), NO_PADDING
-    return _correlate(x, kernel, padding)
+        whole = jax.ShapeDtypeStruct((*sizes, x.shape[-1], g.shape[-1]), g.dtype)
+        to_blocks = partial(blocks_of_kernel, s=stride)
+        size = jax.eval_shape(to_blocks, whole).shape[:2]
+        x = _each(partial(_blocks, stride=stride, padding=padding, kernel=size, sizes=g.shape[-3:-1]), fits)(x)
+        blocks = to_kernel(x, g, stride=1, padding=NO_PADDING, sizes=size, fits=fits)
+        return _each(lambda blocks: jax.linear_transpose(to_blocks, whole)(blocks)[0], fits)(blocks)
+    if g.shape[-1] < x.shape[-1]:  # patches of the thinner operand are smaller; the result comes turned
+        turned = tuple((k - 1 - before, k - 1 - after) for k, (before, after) in zip(sizes, padding))
+        return _each(turn, fits)(_kernel_gradient(g, x, sizes, turned, fits))
+    return _kernel_gradient(x, g, sizes, padding, fits)
 
 
-def conv_transpose(x: Images, kernel: TransposedKernel, stride: int = 1, padding: int = 0) -> Features:
-    """PyTorch's ConvTranspose2d; kernel is (height, width, OUT, IN), the layout whose fan-in is PyTorch's."""
-    kh, kw, _, _ = kernel.shape
-    if jax.default_backend() != "cpu":
-        ends = [(k - 1 - padding, k - 1 - padding) for k in (kh, kw)]
-        return lax.conv_general_dilated(
-            x, turn(kernel), (1, 1), ends, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
-        )
-    sizes = [(n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], (kh, kw))]
-    turned = turned_blocks_of_kernel(kernel, stride)
-    blocks = _correlate(x, turned, tuple((k - 1, k - 1) for k in turned.shape[:2]))
-    return pad_to(depth_to_space(blocks, stride), ((-padding, -padding), (-padding, -padding)), sizes)
+def _each(f: Callable[..., Array], fits: bool) -> Callable[..., Array]:
+    return jax.vmap(f) if fits else f
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _strided(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
-    if min(kernel.shape[2:]) < 4:  # measured: XLA is slow with so few channels
-        return _of_blocks(x, kernel, stride, padding)
-    direct = custom_vmap(partial(_directly, stride=stride, padding=padding))
-
-    @direct.def_vmap
-    def many(fits, batched, x, kernel):
-        return jax.vmap(partial(_of_blocks, stride=stride, padding=padding), [0 if own else None for own in batched])(
-            x, kernel), True
-
-    return direct(x, kernel)
+def _blocks(
+    x: Images, stride: int, padding: Padding, kernel: tuple[int, int], sizes: list[int] | tuple[int, ...]
+) -> Features:
+    """Blocks of stride x stride pixels as channels: as many as an output of these sizes and a kernel of blocks see."""
+    return space_to_depth(pad_to(x, padding, [(n + k - 1) * stride for n, k in zip(sizes, kernel)]), stride)
 
 
-def _strided_forward(x: Images, kernel: Kernel, stride: int, padding: Padding) -> tuple[Features, tuple]:
-    return _strided(x, kernel, stride, padding), (x, kernel)
-
-
-def _strided_backward(stride: int, padding: Padding, kept: tuple[Images, Kernel], g: Features) -> tuple:
-    return jax.vjp(partial(_of_blocks, stride=stride, padding=padding), *kept)[1](g)
-
-
-_strided.defvjp(_strided_forward, _strided_backward)
+def _correlate(x: FitImages, kernel: FitKernel, padding: Padding, fits: bool) -> Results:
+    """The convolution with stride 1."""
+    if not fits:
+        return _canonical(x, kernel, padding)
+    if small(x.shape[1:], kernel.shape[1:]):
+        return jax.vmap(partial(_as_product, padding=padding))(x, kernel)
+    return lax.map(lambda fit: _canonical(*fit, padding), (x, kernel))
 
 
 def _directly(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
@@ -117,53 +117,6 @@ def _directly(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Featu
         x = pad_to(x, ((0, 0), padding[1]), [x.shape[1], (columns + taps - 1) * stride])
         x, across, padding = groups_of_pixels(x, stride), 1, (padding[0], (0, 0))
     return lax.conv_general_dilated(x, kernel, (stride, across), padding, dimension_numbers=LAYOUT)
-
-
-def _of_blocks(x: Images, kernel: Kernel, stride: int, padding: Padding) -> Features:
-    """The strided convolution as one with stride 1, whose channels are the pixels of a block."""
-    sizes = [(n + sum(ends) - k) // stride + 1 for n, ends, k in zip(x.shape[1:3], padding, kernel.shape)]
-    kernel = blocks_of_kernel(kernel, stride)
-    x = pad_to(x, padding, [(n + k - 1) * stride for n, k in zip(sizes, kernel.shape)])
-    return _correlate(space_to_depth(x, stride), kernel, NO_PADDING)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _correlate(x: Images, kernel: Kernel, padding: Padding) -> Features:
-    return _output(x, kernel, padding)
-
-
-def _forward(x: Images, kernel: Kernel, padding: Padding) -> tuple[Features, tuple[Images, Kernel]]:
-    return _output(x, kernel, padding), (x, kernel)
-
-
-def _backward(padding: Padding, kept: tuple[Images, Kernel], g: Features) -> tuple[Images, Kernel]:
-    x, kernel = kept
-    size = kernel.shape[:2]
-    turned = tuple((k - 1 - before, k - 1 - after) for k, (before, after) in zip(size, padding))
-    dx = _output(g, turn(kernel), turned)
-    if g.shape[-1] < x.shape[-1]:  # patches of the thinner operand are smaller; the result comes turned
-        return dx, turn(_kernel_gradient(g, x, size, turned))
-    return dx, _kernel_gradient(x, g, size, padding)
-
-
-_correlate.defvjp(_forward, _backward)
-
-
-def _output(x: Images, kernel: Kernel, padding: Padding) -> Features:
-    """The convolution with stride 1; under vmap without own kernels, of all pictures as one batch."""
-    one = custom_vmap(partial(_canonical, padding=padding))
-
-    @one.def_vmap
-    def many(fits, batched, x, kernel):
-        x = x if batched[0] else jnp.broadcast_to(x[None], (fits, *x.shape))
-        if not batched[1]:
-            y = _output(x.reshape(-1, *x.shape[2:]), kernel, padding)
-            return y.reshape(*x.shape[:2], *y.shape[1:]), True
-        if small(x.shape[1:], kernel.shape[1:]):
-            return jax.vmap(partial(_as_product, padding=padding))(x, kernel), True
-        return lax.map(lambda fit: _output(*fit, padding), (x, kernel)), True
-
-    return one(x, kernel)
 
 
 def _canonical(x: Images, kernel: Kernel, padding: Padding) -> Features:
@@ -209,43 +162,35 @@ def _patches(x: Images, kh: int, kw: int) -> Features:
     return jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)], -1)
 
 
-def _kernel_gradient(x: Images, g: Features, size: tuple[int, int], padding: Padding) -> Kernel:
+def _kernel_gradient(x: FitImages, g: Results, size: tuple[int, int], padding: Padding, fits: bool) -> Results:
     """The sum over pixels of (patch of x) times g."""
-    (kh, kw), (_, h, w, o), c = size, g.shape, x.shape[-1]
+    (kh, kw), (h, w, o), c = size, g.shape[-3:], x.shape[-1]
     s = pixel_group(w, (kh, kw, c, o))
     if s == 1:
-        return _products(pad_to(x, padding, [h + kh - 1, w + kw - 1]), g)
-    x = pad_to(x, padding, [h + kh - 1, w + s])
-    d = _products(groups_of_pixels(x, s), groups_of_pixels(g, s))
-    return jax.linear_transpose(partial(groups_of_kernel, s=s), jax.ShapeDtypeStruct((kh, kw, c, o), d.dtype))(d)[0]
+        return _products(_each(lambda x: pad_to(x, padding, [h + kh - 1, w + kw - 1]), fits)(x), g, fits)
+    x = _each(lambda x: groups_of_pixels(pad_to(x, padding, [h + kh - 1, w + s]), s), fits)(x)
+    d = _products(x, _each(partial(groups_of_pixels, s=s), fits)(g), fits)
+    whole = jax.ShapeDtypeStruct((kh, kw, c, o), d.dtype)
+    return _each(lambda d: jax.linear_transpose(partial(groups_of_kernel, s=s), whole)(d)[0], fits)(d)
 
 
-def _products(x: Images, g: Features) -> Kernel:
+def _products(x: FitImages, g: Results, fits: bool = False) -> Results:
     """Patches of x times g. Pictures stay on their device: `lanes` of the batch never mix before the last sum."""
-    (_, h, w, o), lanes = g.shape, lane_count(g.shape[0])
-    kernel = x.shape[1] - h + 1, x.shape[2] - w + 1, x.shape[3], o
-
-    @custom_vmap
-    def one(x, g):
-        fewer = suits_winograd(g.shape, kernel, g.dtype)
-        if lanes == 1 and not fewer:
-            return _in_pieces(x, g, PIECE_BYTES if shared_out() else 8 * PIECE_BYTES)  # larger where cores share it
-        if fewer:
-            x, g = (pad_to(a, NO_PADDING, [m + m % 2 for m in a.shape[1:3]]) for a in (x, g))
-        gradient = winograd.kernel_gradient if fewer else _in_pieces
-        if lanes == 1:
-            return gradient(x, g)
-        return jax.vmap(gradient)(*(a.reshape(lanes, -1, *a.shape[1:]) for a in (x, g))).sum(0)
-
-    @one.def_vmap
-    def many(fits, batched, x, g):
-        x, g = (a if own else jnp.broadcast_to(a[None], (fits, *a.shape)) for a, own in zip((x, g), batched))
-        kh, kw = (m - n + 1 for m, n in zip(x.shape[2:4], g.shape[2:4]))
-        if small(x.shape[1:], (kh, kw)):
-            return jax.vmap(_in_pieces)(x, g), True
-        return lax.map(lambda fit: _products(*fit), (x, g)), True
-
-    return one(x, g)
+    (_, h, w, o), lanes = g.shape[-4:], lane_count(g.shape[-4])
+    kernel = x.shape[-3] - h + 1, x.shape[-2] - w + 1, x.shape[-1], o
+    if fits and small(x.shape[1:], kernel[:2]):
+        return jax.vmap(_in_pieces)(x, g)
+    if fits:
+        return lax.map(lambda fit: _products(*fit), (x, g))
+    fewer = suits_winograd(g.shape, kernel, g.dtype)
+    if lanes == 1 and not fewer:
+        return _in_pieces(x, g, PIECE_BYTES if shared_out() else 8 * PIECE_BYTES)  # larger where cores share it
+    if fewer:
+        x, g = (pad_to(a, NO_PADDING, [m + m % 2 for m in a.shape[1:3]]) for a in (x, g))
+    gradient = winograd.kernel_gradient if fewer else _in_pieces
+    if lanes == 1:
+        return gradient(x, g)
+    return jax.vmap(gradient)(*(a.reshape(lanes, -1, *a.shape[1:]) for a in (x, g))).sum(0)
 
 
 def _in_pieces(x: Images, g: Features, most: int = PIECE_BYTES) -> Kernel:

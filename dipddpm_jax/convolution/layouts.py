@@ -8,6 +8,9 @@ from dipddpm_jax.types import Features, Images
 Kernel = Float[Array, "kh kw c o"]
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
+NO_PADDING = ((0, 0), (0, 0))
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
 
 def pad_to(x: Images, padding: Padding, sizes: list[int]) -> Features:
     """Zeros before as `padding` says, and after so that height and width become `sizes`; negative counts crop."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from dipddpm_jax.networks.initial import torch_embedding
 from dipddpm_jax.networks.layers import BatchNorm, Conv, ConvTranspose, Dense, sinusoid
 from dipddpm_jax.types import NULL_LABEL, Features, Images, Labels, Times, UserError
 
@@ -32,7 +33,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, labels: Labels) -> Images:
-        rows = nn.Embed(self.num_classes, self.dim, name="lemb")(labels)
+        rows = nn.Embed(self.num_classes, self.dim, embedding_init=torch_embedding, name="lemb")(labels)
         rows = jnp.where((labels >= 0)[:, None], rows, 0).astype(x.dtype)
         return x + Dense(x.shape[-1], name="linear")(rows)[:, None, None]
 

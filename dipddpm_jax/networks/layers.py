@@ -1,78 +1,25 @@
-"""PyTorch-like layers and their initialisers: what the networks are written in.
+"""PyTorch-like layers: what the networks are written in.
 
 A layer's parameters start as PyTorch's do, so that training curves can be compared, not only forwards. Attribute
 names of the networks are PyTorch's; `torch_weights` turns them into state_dict names by one rule.
 """
-import functools
-from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Literal
-from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float
 
 from dipddpm_jax import convolution
-from dipddpm_jax.convolution import bands
+from dipddpm_jax.networks.initial import initial_variables as initial_variables
+from dipddpm_jax.networks.initial import torch_kernel, torch_uniform
+from dipddpm_jax.networks.pixels import Rows, over_pixels, to_pixels, without_share
+from dipddpm_jax.networks.resizing import double_size as double_size
+from dipddpm_jax.networks.resizing import max_pool as max_pool
+from dipddpm_jax.networks.resizing import windows as windows
 from dipddpm_jax.types import Features, Images
-
-Rows = Float[Array, "c"]  # a number for each channel
-
-# PyTorch's default (kaiming_uniform with a = sqrt 5): U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
-torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def torch_bias(fan_in: int) -> Callable[..., Array]:
-    """PyTorch's default bias: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))."""
-    scale = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return lambda key, shape, dtype=jnp.float32: scale(key, (fan_in, *shape), dtype)[0]
-
-
-def initial_variables(network: nn.Module, key: Key[Array, ""], *example: Any) -> PyTree:
-    """What `network.init(key, *example)` gives, in a tenth of the time: its compilation is the slowest of all.
-
-    Every parameter starts by its name as the layers below have it: kernels and their biases uniform as in PyTorch,
-    embeddings N(0, 1), scales 1, gains and the other biases 0. A leaf's draw depends on the key and its path alone.
-    """
-    key_words = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), example)
-    params, constants = _what_to_fill(network, like)
-
-    def start(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-        rng = np.random.default_rng([*key_words, crc32("/".join(path).encode())])
-        kernel = params.get((*path[:-1], "kernel"))
-        match path[-1]:
-            case "kernel" | "bias" if kernel is not None:
-                return rng.uniform(-1, 1, shape) / np.sqrt(np.prod(kernel.shape[:-1]))
-            case "embedding":
-                return rng.normal(size=shape)
-            case "scale" | "g":
-                return np.ones(shape)
-            case "bias" | "gain":
-                return np.zeros(shape)
-        raise ValueError(f"no rule says how {'.'.join(path)} starts")
-
-    filled = {path: jnp.asarray(start(path, leaf.shape), leaf.dtype) for path, leaf in params.items()}
-    return {"params": traverse_util.unflatten_dict(filled), **jax.tree.map(jnp.asarray, constants)}
-
-
-@functools.lru_cache(maxsize=16)
-def _what_to_fill(network: nn.Module, example: tuple[Any, ...]) -> tuple[dict, PyTree]:
-    """(parameters' shapes by path, buffers and running statistics): the same for every key."""
-    def init():
-        keys = {"params": jax.random.key(0), "noise": jax.random.key(0)}
-        return network.init(keys, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example))
-
-    @jax.jit
-    def constants():  # little is left to compile
-        return {name: tree for name, tree in init().items() if name != "params"}
-
-    params = traverse_util.flatten_dict(jax.eval_shape(init)["params"])
-    return params, jax.tree.map(np.asarray, constants())
 
 
 class Conv(nn.Module):
@@ -92,8 +39,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", torch_kernel, shape)
         y = convolution.conv(x, kernel.astype(x.dtype), self.stride, ((p, p), (p, p)), self.mode)
         if self.use_bias:
-            bias = self.param("bias", torch_bias(int(np.prod(shape[:3]))), (self.features,))
-            y = y + bias.astype(x.dtype)[None, None, None]
+            bias = self.param("bias", torch_uniform(int(np.prod(shape[:3]))), (self.features,))
+            y = y + to_pixels(bias.astype(x.dtype), y)
         return y
 
 
@@ -112,8 +59,8 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", torch_kernel, (k, k, self.features, x.shape[-1]))
         y = convolution.conv_transpose(x, kernel.astype(x.dtype), self.stride, self.padding)
         if self.use_bias:
-            bias = self.param("bias", torch_bias(k * k * self.features), (self.features,))
-            y = y + bias.astype(x.dtype)[None, None, None]
+            bias = self.param("bias", torch_uniform(k * k * self.features), (self.features,))
+            y = y + to_pixels(bias.astype(x.dtype), y)
         return y
 
 
@@ -125,8 +72,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         kernel = self.param("kernel", torch_kernel, (x.shape[-1], self.features))
-        bias = self.param("bias", torch_bias(x.shape[-1]), (self.features,))
-        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        bias = self.param("bias", torch_uniform(x.shape[-1]), (self.features,))
+        y = x @ kernel.astype(x.dtype)
+        return y + to_pixels(bias.astype(x.dtype), y)
 
 
 class BatchNorm(nn.Module):
@@ -144,36 +92,55 @@ class BatchNorm(nn.Module):
         kept_var = self.variable("batch_stats", "var", jnp.ones, (c,))
         if not train:
             return _normalised(x, kept_mean.value, jnp.sqrt(kept_var.value + self.epsilon), scale, bias)
-        y = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = y.mean((0, 1, 2))
-        var = jnp.square(y - mean[None, None, None]).mean((0, 1, 2))
+        y, mean, var = _normalised_by_itself(x, scale, bias, self.epsilon)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             n = x.size // c
             kept_mean.value = (1 - self.momentum) * kept_mean.value + self.momentum * mean
             kept_var.value = (1 - self.momentum) * kept_var.value + self.momentum * var * (n / max(n - 1, 1))
-        return _normalised_by_itself(x, mean, jnp.sqrt(var + self.epsilon), scale, bias)
+        return y
 
 
 def _normalised(x: Images, mean: Rows, deviation: Rows, scale: Rows, bias: Rows) -> Features:
-    mean, gain, bias = (row.astype(x.dtype)[None, None, None] for row in (mean, scale / deviation, bias))
+    mean, gain, bias = (to_pixels(row.astype(x.dtype), x) for row in (mean, scale / deviation, bias))
     return (x - mean) * gain + bias  # a single shift would cost digits where the mean is large
 
 
-_normalised_by_itself = jax.custom_vjp(_normalised)  # mean and deviation are those of x
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _normalised_by_itself(x: Images, scale: Rows, bias: Rows, epsilon: float) -> tuple[Features, Rows, Rows]:
+    """x normalised by its own mean and variance over batch and pixels, and these two."""
+    mean, rest, var = _moments(x)
+    deviation = jnp.sqrt(var + epsilon)
+    return _normalised(x, mean, deviation, scale, bias - rest * (scale / deviation)), mean, var
 
 
-def _by_itself_backward(kept: tuple[Array, ...], g: Features) -> tuple:
-    """Ioffe and Szegedy 2015, section 3: two sums, of which autodiff makes at least four."""
-    x, mean, deviation, scale = kept
-    mean_, deviation_, gain = (row[None, None, None] for row in (mean, deviation, scale / deviation))
-    n, wide = x.size // x.shape[-1], g.astype(mean.dtype)
-    normal = (x.astype(mean.dtype) - mean_) / deviation_
-    d_scale, d_bias = (wide * normal).sum((0, 1, 2)), wide.sum((0, 1, 2))
-    dx = gain * (wide - (d_bias[None, None, None] + normal * d_scale[None, None, None]) / n)
-    return dx.astype(x.dtype), None, None, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+def _moments(x: Images) -> tuple[Rows, Rows, Rows]:
+    """Mean, what its rounding left over, and biased variance of each channel, in float32 or more.
+
+    A mean that is off by a rounding moves all pixels alike, which a later sum over pixels does not forgive.
+    """
+    x, n = x.astype(jnp.promote_types(x.dtype, jnp.float32)), x.size // x.shape[-1]
+    mean = over_pixels(x) / n
+    centred = x - to_pixels(mean, x)
+    return mean, over_pixels(centred) / n, over_pixels(jnp.square(centred)) / n
 
 
-_normalised_by_itself.defvjp(lambda *args: (_normalised(*args), args[:4]), _by_itself_backward)
+@_normalised_by_itself.defjvp
+def _by_itself_tangents(epsilon: float, primals: tuple, tangents: tuple) -> tuple:
+    """Ioffe and Szegedy 2015, section 3: dy = P(scale / deviation * dx) + N dscale + dbias.
+
+    N is the normalised x, and P takes out its share and the mean. P is its own transpose, so that the gradient needs
+    two sums, of which autodiff makes at least four. The statistics count as constants.
+    """
+    (x, scale, bias), (dx, d_scale, d_bias) = primals, tangents
+    y, mean, var = _normalised_by_itself(x, scale, bias, epsilon)
+    wide = x.astype(mean.dtype)
+    again, _, spread = _moments(x)  # with derivatives; compiled into one with those above
+    deviation = jnp.sqrt(spread + epsilon)
+    normal = (wide - to_pixels(again, wide)) / to_pixels(deviation, wide)
+    moved = to_pixels((scale / deviation).astype(mean.dtype), wide) * dx.astype(mean.dtype)
+    rows = (to_pixels(row.astype(mean.dtype), wide) for row in (d_scale, d_bias))
+    dy = without_share(moved, normal) + normal * next(rows) + next(rows)
+    return (y, mean, var), (dy.astype(y.dtype), jnp.zeros_like(mean), jnp.zeros_like(var))
 
 
 def group_norm(groups: int) -> nn.GroupNorm:
@@ -185,56 +152,6 @@ def image_norm() -> nn.LayerNorm:
     """LayerNorm over (height, width, channels) jointly, with one gain per element, as system 001 has it."""
     axes = (-3, -2, -1)
     return nn.LayerNorm(epsilon=1e-5, reduction_axes=axes, feature_axes=axes, use_fast_variance=False)
-
-
-def windows(x: Images, size: int) -> Float[Array, "b _ {size} _ {size} c"]:
-    """Non-overlapping windows, for pooling over axes 2 and 4; leftover rows and columns are dropped, as in PyTorch."""
-    b, h, w, c = x.shape
-    h, w = h // size, w // size
-    return x[:, : h * size, : w * size].reshape(b, h, size, w, size, c)
-
-
-def max_pool(x: Images, size: int) -> Features:
-    """The largest of each window; of equal ones the first gets the gradient, as in PyTorch.
-
-    Not `max`, whose gradient divides by the number of equal values: 0 where a compiler rounds them twice.
-    """
-    w = windows(x, size)
-    values = [w[:, :, i, :, j] for i in range(size) for j in range(size)]
-    return reduce(lambda a, b: jnp.where(a >= b, a, b), values)
-
-
-def double_size(x: Images, method: Literal["bilinear", "nearest"]) -> Features:
-    """Upsample(scale_factor=2): half-pixel centres, edges repeated."""
-    double = _bilinear if method == "bilinear" else partial(jnp.repeat, repeats=2)
-    count = bands.sharing()
-    if count > 1 and x.shape[1] % count == 0:
-        x = bands.by_rows(lambda band: double(band, axis=1)[:, 2:-2], x, halo=1, edge="edge")
-    else:
-        x = double(x, axis=1)
-    return double(x, axis=2)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _bilinear(x: Features, axis: int) -> Features:
-    n, wide = x.shape[axis], _edges_repeated(x, axis)
-    before, after = (0.25 * jax.lax.slice_in_dim(wide, i, i + n, axis=axis) for i in (0, 2))
-    return jnp.stack([before + 0.75 * x, 0.75 * x + after], axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-
-
-def _bilinear_backward(axis: int, _: None, g: Features) -> tuple[Features]:
-    """Written out: of the slices above, autodiff makes sums of padded arrays, ten times as slow on a CPU."""
-    wide = _edges_repeated(g, axis)
-    a, b, c, d = (jax.lax.slice_in_dim(wide, i, i + g.shape[axis] - 1, 2, axis) for i in range(4))
-    return (0.25 * (a + d) + 0.75 * (b + c),)
-
-
-_bilinear.defvjp(lambda x, axis: (_bilinear(x, axis), None), _bilinear_backward)
-
-
-def _edges_repeated(x: Features, axis: int) -> Features:
-    first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, x.shape[axis] - 1))
-    return jnp.concatenate([first, x, last], axis)
 
 
 def sinusoid(t: Float[Array, "b"], dim: int, divisor: int) -> Float[Array, "b d"]:

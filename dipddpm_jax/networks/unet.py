@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from dipddpm_jax.networks.layers import Conv, ConvTranspose, Dense, group_norm, sinusoid
+from dipddpm_jax.networks.pixels import to_pixels
 from dipddpm_jax.types import Features, Images, Labels, Times, UserError
 
 
@@ -37,7 +38,7 @@ class Gain(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         gain = self.param("gain", nn.initializers.zeros, (x.shape[-1],))
-        return x * gain.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return x * to_pixels(gain.astype(x.dtype), x)
 
 
 class ResidualBlock(nn.Module):

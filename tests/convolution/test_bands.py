@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from dipddpm_jax.convolution import bands as bands_module
-from dipddpm_jax.convolution.cpu import conv
+from dipddpm_jax.convolution import conv
 from dipddpm_jax.dip import Dip, DipProblem, advance_all, advance_one
 from dipddpm_jax.networks import ConvStack, SkipNet
 from dipddpm_jax.networks.layers import double_size

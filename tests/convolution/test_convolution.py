@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dipddpm_jax.convolution import conv, conv_transpose
 from dipddpm_jax.convolution import cost as cost_module
-from dipddpm_jax.convolution.cpu import conv, conv_transpose
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))

@@ -108,7 +108,11 @@ def check_step(g: Golden, network, variables, inputs: tuple, target, extra: dict
     step = train_step(network, g.config["lr"])
     if g.under("step/grad/"):
         loss, _, new, gradient, params = step(variables, *inputs, target, extra or {})
-        check_gradients(g, torch_weights.export_torch({"params": gradient}))
+        gradient = torch_weights.export_torch({"params": gradient})
+        check_gradients(g, gradient)
+        with jax.enable_x64(True):
+            exact = step(*in_float64((variables, *inputs, target, extra or {})))[3]
+        check_rounding(g, gradient, torch_weights.export_torch({"params": exact}))
         check_after(g, torch_weights.export_torch({"params": params}), new)
         g.close("loss", loss, g["step/loss"])
     else:
@@ -132,6 +136,15 @@ def check_gradients(g: Golden, ours: dict[str, np.ndarray]) -> None:
             g.judge("gradients that vanish beside the largest", np.linalg.norm(ours[name]) / largest, 2e-5, name)
     for name in set(ours) - set(recorded):
         g.equal("gradients of unused parameters", np.max(np.abs(ours[name])), 0.0, name)
+
+
+def check_rounding(g: Golden, ours: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> None:
+    """Float32 against our float64, norm-wise: at most twice as far as PyTorch is, or 4e-7 of the largest gradient."""
+    recorded = g.under("step/grad/")
+    largest = max(np.linalg.norm(exact[name]) for name in recorded)
+    for name, theirs in recorded.items():
+        error, beside = (np.linalg.norm(np.float64(v) - exact[name]) / largest for v in (ours[name], theirs))
+        g.judge("gradients, float32 against float64, of the largest", error, max(2 * beside, 4e-7), name, beside)
 
 
 def check_after(g: Golden, params: dict[str, np.ndarray], statistics) -> None:
