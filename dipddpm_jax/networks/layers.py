@@ -134,9 +134,9 @@ def _by_itself_tangents(epsilon: float, primals: tuple, tangents: tuple) -> tupl
     (x, scale, bias), (dx, d_scale, d_bias) = primals, tangents
     y, mean, var = _normalised_by_itself(x, scale, bias, epsilon)
     wide = x.astype(mean.dtype)
-    again, _, spread = _moments(x)  # with derivatives; compiled into one with those above
+    again, rest, spread = _moments(x)  # with derivatives; compiled into one with those above
     deviation = jnp.sqrt(spread + epsilon)
-    normal = (wide - to_pixels(again, wide)) / to_pixels(deviation, wide)
+    normal = (wide - to_pixels(again, wide)) / to_pixels(deviation, wide) - to_pixels(rest / deviation, wide)
     moved = to_pixels((scale / deviation).astype(mean.dtype), wide) * dx.astype(mean.dtype)
     rows = (to_pixels(row.astype(mean.dtype), wide) for row in (d_scale, d_bias))
     dy = without_share(moved, normal) + normal * next(rows) + next(rows)
