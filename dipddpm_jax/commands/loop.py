@@ -126,20 +126,19 @@ def run_to_end(
     book = Log(workdir / log, job.step, first)
     with Checkpoints(workdir / "checkpoints", pace.keep_every) as kept, deferred() as signals, tqdm(
             total=job.total, initial=job.step, unit=unit, disable=not first, dynamic_ncols=True) as bar:
-        told, waiting = _Told(job, book, bar, kept), None
+        told, waiting = _Told(job, book, bar, kept), []
         job.show()  # a kill may have come between a checkpoint and its pictures
         while job.step < job.total:
             count = pace.next_count(job)
             chunk = job.advance(count)
-            if waiting:  # the chunk before: reading the newest would make the device wait
-                told.report(*waiting)
-            waiting = (chunk, count)
             late = pace.budget is not None and time.monotonic() - began > 60 * pace.budget
             stop = devices.any_process(bool(signals) or late)
             due = pace.saves(job)
+            waiting.append((chunk, count))
+            # The newest is left for the next turn: reading it would make the device wait.
+            told.report(waiting if due or stop else waiting[:-1])
+            waiting = [] if due or stop else waiting[-1:]
             if due or stop:
-                told.report(*waiting)
-                waiting = None
                 told.save(spare=not due)
             job.show()
             if stop and job.step < job.total:
@@ -163,10 +162,17 @@ class _Told:
         self.job, self.book, self.bar, self.kept = job, book, bar, kept
         self.reported = time.monotonic()
 
-    def report(self, chunk: Any, count: int) -> None:
+    def report(self, chunks: list[tuple[Any, int]]) -> None:
+        """Chunks that are read together share the time since the last report by their steps."""
+        jax.block_until_ready([chunk for chunk, _ in chunks])
         now = time.monotonic()
-        report = self.job.report(chunk, now - self.reported)
-        self.reported = now
+        steps = sum(count for _, count in chunks)
+        for chunk, count in chunks:
+            self._report(chunk, count, (now - self.reported) * count / steps)
+        self.reported = now if chunks else self.reported
+
+    def _report(self, chunk: Any, count: int, seconds: float) -> None:
+        report = self.job.report(chunk, seconds)
         self.book.write(*report.rows)
         self.bar.update(count)
         self.bar.set_postfix_str(report.text)
