@@ -74,7 +74,12 @@ def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
     """
     derived = {"channels": facts.image_shape[-1], "num_classes": len(facts.label_names) or None, "num_steps": num_steps}
     if isinstance(config, OwnNetwork):
-        network = own_function("--network.function", config.function)(**derived)
+        function = own_function("--network.function", config.function)
+        try:
+            network = function(**_taken(function, derived))
+        except TypeError as error:
+            raise UserError(f"--network.function {config.function}: called with channels, num_classes and num_steps, "
+                            f"those of them that it names, it says: {error}") from error
         if not isinstance(network, nn.Module):
             raise UserError(f"--network.function {config.function} must return a flax.linen Module, not "
                             f"{type(network).__name__}")
@@ -91,6 +96,14 @@ def make_network(config: Any, facts: Facts, num_steps: int) -> nn.Module:
         raise UserError(f"{type(network).__name__} cannot take pictures of {'x'.join(map(str, facts.image_shape))} "
                         f"({str(error).splitlines()[0][:120]})") from None
     return network
+
+
+def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the function names, or all if it takes any."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return given
+    return {name: value for name, value in given.items() if name in parameters}
 
 
 @functools.lru_cache(4)  # tracing a network takes half a second

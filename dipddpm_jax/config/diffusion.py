@@ -67,8 +67,8 @@ class OwnNetwork:
     """A network of the user's own."""
 
     function: str = "MODULE:FUNCTION"
-    """Yours, called with channels, num_classes (None: no labels) and num_steps; returns a Linen module that is called
-    as network(x, t, labels, train=False)."""
+    """Yours, called with those of channels, num_classes (None: no labels) and num_steps that it names; returns a Linen
+    module that is called as network(x, t, labels, train=False)."""
 
 
 # The functions of the same names stand in diffusion/schedules; after num_steps they take these fields, in this order.

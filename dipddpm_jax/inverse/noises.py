@@ -1,11 +1,41 @@
 """Noise of a measurement: how it is drawn, and the misfit that belongs to it. Values are in [0, 1]."""
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dipddpm_jax.types import Image
+
+
+class Gaussian(NamedTuple):
+    """y = A x + sigma N(0, 1), not clipped, as the literature measures it."""
+
+    sigma: float | Float[Array, ""]
+
+    def draw(self, key: Key[Array, ""], observed: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return observed + self.sigma * jax.random.normal(key, observed.shape, observed.dtype)
+
+    def variance(self, observed: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return jnp.full_like(observed, self.sigma**2)
+
+
+class Poisson(NamedTuple):
+    """y = n / peak, n photons of mean peak * A x; not clipped."""
+
+    peak: float | Float[Array, ""]
+
+    def draw(self, key: Key[Array, ""], observed: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        mean = self.peak * jnp.maximum(observed, 0)
+        return jax.random.poisson(key, mean).astype(observed.dtype) / self.peak
+
+    def variance(self, observed: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return jnp.maximum(observed, 0) / self.peak
+
+
+Noise = Gaussian | Poisson
+"""A noise says how it is drawn, draw(key, A x), and its variance value by value, given A x."""
 
 
 def add_gaussian(key: Key[Array, ""], image: Image, sigma: float) -> Image:

@@ -14,12 +14,21 @@ from jaxtyping import Array, Float, Key
 
 from dipddpm_jax.types import Image
 
+Ridge = float | Float[Array, ""]
+ZERO_GAIN = 1e-6  # singular values below this share of the largest count as 0 in a pseudo-inverse
+
 
 class Operator(NamedTuple):
-    """A linear operator A: `forward` (also by calling it) is A x, `adjoint` A^T y; <A x, y> = <x, A^T y>."""
+    """A linear operator A: `forward` (also by calling it) is A x, `adjoint` A^T y; <A x, y> = <x, A^T y>.
+
+    `solve(y, ridge)` is A^T (A A^T + ridge I)^-1 y, exactly; with ridge = 0 it is the pseudo-inverse. All that data
+    consistency needs follows from it, as the nearest picture that explains y,
+    argmin_x |A x - y|^2 + ridge |x - x0|^2 = x0 + solve(y - A x0, ridge).
+    """
 
     forward: Callable[[Image], Float[Array, "..."]]
     adjoint: Callable[[Float[Array, "..."]], Image]
+    solve: Callable[[Float[Array, "..."], Ridge], Image]
 
     def __call__(self, image: Image) -> Float[Array, "..."]:
         return self.forward(image)
@@ -29,8 +38,16 @@ def _same(image: Float[Array, "..."]) -> Float[Array, "..."]:
     return image
 
 
-identity = Operator(_same, _same)
-"""Observes the picture itself: denoising, and inpainting with a mask of known pixels."""
+identity = Operator(_same, _same, lambda y, ridge: y / (1 + ridge))
+"""Observes the picture itself: denoising, and a fit's inpainting with DipProblem.known."""
+
+
+def masked(known: Float[Array, "h w _"]) -> Operator:
+    """The operator that sets to 0 what is not `known` (1, else 0): inpainting, where A is a projection."""
+    def project(image: Image) -> Image:
+        return jnp.asarray(known, image.dtype) * image
+
+    return Operator(project, project, lambda y, ridge: project(y) / (1 + ridge))
 
 
 def random_mask(key: Key[Array, ""], height: int, width: int, known: float) -> Float[Array, "h w 1"]:
@@ -81,14 +98,29 @@ def filter_matrix(size: int, taps: Float[np.ndarray, "k"], stride: int = 1) -> F
 def separable(height: int, width: int, taps: Float[np.ndarray, "k"], stride: int = 1) -> Operator:
     """The operator that filters columns and rows of an h x w picture with `taps`."""
     matrices = filter_matrix(height, taps, stride), filter_matrix(width, taps, stride)
+    # A = R x C: with R = U S V^T the singular vectors of A are products of those of R and C, and so are the values.
+    (left, rows, right), (left_c, columns, right_c) = (np.linalg.svd(m, full_matrices=False) for m in matrices)
+    gains = np.outer(rows, columns)[..., None]
+    gains[gains < ZERO_GAIN * gains.max()] = 0
 
     def forward(image: Image) -> Float[Array, "i j c"]:
-        return jnp.einsum("ih,jw,hwc->ijc", *(jnp.asarray(matrix, image.dtype) for matrix in matrices), image)
+        return _between(matrices[0], image, matrices[1])
 
     def adjoint(measurement: Float[Array, "i j c"]) -> Image:
-        return jnp.einsum("ih,jw,ijc->hwc", *(jnp.asarray(m, measurement.dtype) for m in matrices), measurement)
+        return _between(matrices[0].T, measurement, matrices[1].T)
 
-    return Operator(forward, adjoint)
+    def solve(measurement: Float[Array, "i j c"], ridge: Ridge) -> Image:
+        inner = _between(left.T, measurement, left_c.T)
+        gain = jnp.asarray(gains, measurement.dtype)
+        inner = jnp.where(gain > 0, gain * inner / jnp.where(gain > 0, gain**2 + ridge, 1), 0)
+        return _between(right.T, inner, right_c.T)
+
+    return Operator(forward, adjoint, solve)
+
+
+def _between(rows: np.ndarray, image: Float[Array, "h w c"], columns: np.ndarray) -> Float[Array, "i j c"]:
+    """rows @ image @ columns^T for every channel."""
+    return jnp.einsum("ih,jw,hwc->ijc", *(jnp.asarray(matrix, image.dtype) for matrix in (rows, columns)), image)
 
 
 def lanczos2_taps(factor: int, count: int) -> Float[np.ndarray, "k"]:

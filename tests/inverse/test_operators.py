@@ -174,3 +174,37 @@ def test_the_level_of_nothing_is_zero():
     assert noise_level.estimate_sigma(black) == 0 and noise_level.estimate_sigma(black + 1) == 0
     assert noise_level.estimate_sigma(CAMERA, np.zeros_like(CAMERA)) == 0
     assert noise_level.estimate_sigma(CAMERA[:3, :2]) > 0  # smaller than a wavelet
+
+
+def dense(operator, shape):
+    """An operator as a matrix."""
+    basis = jnp.eye(int(np.prod(shape)), dtype=jnp.float64).reshape(-1, *shape)
+    return np.asarray(jax.vmap(operator)(basis)).reshape(len(basis), -1).T
+
+
+@pytest.mark.parametrize("name", ["identity", "masked", "blur", "downsample"])
+@pytest.mark.parametrize("ridge", [0.0, 0.03])
+def test_solve_is_the_regularised_inverse(name, ridge):
+    """A^T (A A^T + ridge I)^-1 y with the matrix written out; the pseudo-inverse of NumPy at ridge 0."""
+    with jax.enable_x64(True):
+        shape = (12, 8, 2)
+        rng = np.random.default_rng(1)
+        known = jnp.asarray(rng.integers(0, 2, (12, 8, 1)), jnp.float64)
+        operator = {"identity": operators.identity, "masked": operators.masked(known),
+                    "blur": operators.blur(12, 8, 0.8), "downsample": operators.downsample(12, 8, 4)}[name]
+        matrix = dense(operator, shape)
+        y = matrix @ rng.normal(size=np.prod(shape)) + 0.1 * matrix @ rng.normal(size=np.prod(shape))
+        inverse = (np.linalg.pinv(matrix, 1e-6) if ridge == 0 else
+                   matrix.T @ np.linalg.inv(matrix @ matrix.T + ridge * np.eye(len(y))))
+        observed = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float64)).shape
+        np.testing.assert_allclose(operator.solve(jnp.asarray(y).reshape(observed), ridge).ravel(), inverse @ y,
+                                   atol=1e-8)
+        np.testing.assert_allclose(dense(operator.adjoint, observed), matrix.T, atol=1e-12)
+
+
+def test_noises_have_the_moments_that_they_claim():
+    image = jnp.linspace(0.0, 1.0, 50)[:, None] * jnp.ones((1, 4000))
+    for noise in (noises.Gaussian(0.1), noises.Poisson(30.0)):
+        drawn = np.asarray(noise.draw(jax.random.key(0), image))
+        np.testing.assert_allclose(drawn.mean(1), image[:, 0], atol=0.02)
+        np.testing.assert_allclose(drawn.var(1), noise.variance(image)[:, 0], rtol=0.15, atol=1e-9)
