@@ -23,6 +23,8 @@ COMMANDS = {  # name: (what it does, module, function of the remaining words)
                        "label_accuracy_main"),
     "judge": ("train a classifier that judges samples", "commands.judge", "judge_main"),
     "export": ("write the weights of a run for PyTorch", "commands.export", "export_main"),
+    "export-program": ("write the sampler of a run as a program that JAX alone runs", "commands.export_program",
+                       "export_program_main"),
     "experiments": ("measure the five reports again", "experiments.__main__", "experiments_main"),
 }
 

@@ -43,6 +43,14 @@ def forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def fast_compilation():
+    """For runs of a few steps, which compile far longer than they compute; until the end of the module."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def golden_dir():
     return GOLDEN[0]

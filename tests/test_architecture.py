@@ -58,7 +58,7 @@ def violations(layer: str, source: str) -> list[str]:
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LIGHT = [PACKAGE / f"{name}.py" for name in ("__init__", "errors", "files", "__main__", "commands/__init__",
                                              "commands/cli", "commands/ends", "commands/evaluate", "commands/export",
-                                             "commands/judge")]
+                                             "commands/export_program", "commands/judge")]
 LIGHT += sorted((PACKAGE / "config").glob("*.py"))  # read before the command line is parsed
 
 

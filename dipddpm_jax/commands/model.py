@@ -83,7 +83,8 @@ class Drawn(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("config", "facts", "network", "sampler", "most", "num_frames"))
-def _chain(weights, keys, labels, guidance, config, facts, network, sampler, most, num_frames):
+def draw_batch(weights, keys, labels, guidance, config, facts, network, sampler, most, num_frames):
+    """(pictures as bytes, whether each is finite, frames or None) of one batch, all transitions in one program."""
     schedule = builders.make_schedule(config.schedule)
     pixels = training.Pixels(config.pixel_mean, config.pixel_std)
     noise = gaussian_noise(keys, facts.image_shape)
@@ -144,7 +145,7 @@ def draw(
                 model.weights, keys[rows], pictures[rows], times, model.config, model.network, num_frames)
         else:
             own, weights = devices.spread((keys[rows], None if labels is None else labels[rows]), weights)
-            out, finite, path = _chain(
+            out, finite, path = draw_batch(
                 weights, *own, jnp.float32(sampler.guidance), model.config, model.facts, model.network, program, most,
                 num_frames)
         keep = min(batch, count - start)

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dipddpm_jax import checkpoints, devices, plots
@@ -65,26 +67,39 @@ def state_of(items: dict[str, PyTree]) -> TrainState:
     return TrainState(**{**items["train"], "ema_params": weights["params"], "collections": weights["collections"]})
 
 
+def make_program(
+    config: TrainConfig, network: nn.Module, mesh: Mesh, shardings: PyTree, length: int
+) -> tuple[Callable, Callable]:
+    """(`length` steps as `training.make_chunk` makes them, the loss) of a run whose batches a mesh of devices shares.
+
+    `shardings` say where the arrays of its state lie. The devices need not be there: a program may be compiled for
+    others (ahead of time).
+    """
+    schedule, across = builders.make_schedule(config.schedule), devices.batch_sharding(mesh)
+    loss = training.make_loss(network, builders.make_pair(config), jnp.dtype(config.compute))
+    step = training.make_train_step(
+        loss, schedule.num_steps, builders.make_optimizer(config.optimizer, config.steps),
+        ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop)
+    chunk = training.make_chunk(
+        step, config.batch_size, length, training.Pixels(config.pixel_mean, config.pixel_std).encode,
+        place=lambda batch: jax.lax.with_sharding_constraint(batch, across),
+        shardings=(shardings, devices.replicated(mesh)))
+    return chunk, loss
+
+
 class Training:
     """A `loop.Job`: one run, taken up where its newest checkpoint ends."""
 
     def __init__(self, config: TrainConfig, run: RunOptions, workdir: Path, given: TrainingData):
         self.config, self.run, self.workdir, self.data = config, run, workdir, given
-        schedule = builders.make_schedule(config.schedule)
-        pixels = training.Pixels(config.pixel_mean, config.pixel_std)
-        self.network = builders.make_network(config.network, given.facts, schedule.num_steps)
+        self.network = builders.make_network(config.network, given.facts, config.schedule.num_steps)
         self.mesh = devices.make_mesh(run.devices, config.batch_size)
-        everywhere, across = devices.replicated(self.mesh), devices.batch_sharding(self.mesh)
-        loss = training.make_loss(self.network, builders.make_pair(config), jnp.dtype(config.compute))
-        step = training.make_train_step(loss, schedule.num_steps,
-                                        builders.make_optimizer(config.optimizer, config.steps),
-                                        ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop)
+        everywhere = devices.replicated(self.mesh)
         self.state, shardings = self._begun()
         self.step, self.total = int(self.state.step), config.steps
-        self.chunk = training.make_chunk(
-            step, config.batch_size, run.chunk, pixels.encode,
-            place=lambda batch: jax.lax.with_sharding_constraint(batch, across), shardings=(shardings, everywhere))
-        self.held_out = make_held_out_loss(loss, schedule.num_steps, pixels, given, config.batch_size)
+        self.chunk, loss = make_program(config, self.network, self.mesh, shardings, run.chunk)
+        pixels = training.Pixels(config.pixel_mean, config.pixel_std)
+        self.held_out = make_held_out_loss(loss, config.schedule.num_steps, pixels, given, config.batch_size)
         self.images = devices.place(given.images, everywhere)
         self.labels = None if given.labels is None else devices.place(given.labels, everywhere)
 

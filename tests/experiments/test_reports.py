@@ -14,14 +14,6 @@ from dipddpm_jax.networks import residual_denoiser
 ALL = list(experiments.MODULES)
 
 
-@pytest.fixture
-def fast_compilation():
-    """Smoke runs compile far longer than they compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
