@@ -29,7 +29,9 @@ from dipddpm_jax.networks import ContextUnet, ConvStack, SkipNet, SmallUNet
 from dipddpm_jax.networks.layers import initial_variables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TORCH_MODES = ("eager", "channels_last, fused Adam", "compile", "compile, channels_last, fused Adam")
+GRAPHS = "compile, CUDA graphs, channels_last, fused Adam"
+TORCH_MODES = ("eager", "channels_last, fused Adam", "compile", "compile, channels_last, fused Adam",
+               *((GRAPHS,) if DEVICE == "cuda" else ()))
 BATCH = 128
 REPOSITORY = Path(__file__).parents[1]
 Run = Callable[[], None]  # does `Case.units` iterations and waits for them
@@ -61,7 +63,7 @@ def prepared(net: torch.nn.Module, mode: str) -> torch.nn.Module:
     if "compile" not in mode:
         return net
     torch._dynamo.config.recompile_limit = 1000  # else later jobs of this process would run uncompiled, in silence
-    return torch.compile(net, dynamic=False)
+    return torch.compile(net, dynamic=False, mode="reduce-overhead" if mode == GRAPHS else None)
 
 
 def laid_out(x: torch.Tensor, mode: str) -> torch.Tensor:

@@ -46,19 +46,35 @@ def resident_mb(field: str) -> float:
     return next((float(line.split()[1]) / 1024 for line in lines if line.startswith(field)), float("nan"))
 
 
-def reset_peak() -> float:
-    """Starts a new VmHWM and returns what is resident now."""
+def in_use(name: str, peak: bool) -> float:
+    """MB that a contender's library has in use now, or had at its peak: of the card on a GPU, else resident.
+
+    JAX tells a card's peak of the whole process only: a contender that needs less than one before it shows 0 or less.
+    """
+    if DEVICE == "cpu":
+        return resident_mb("VmHWM" if peak else "VmRSS")
+    if name.startswith("JAX"):
+        found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use" if peak else "bytes_in_use", 0)
+    else:
+        found = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    return found / 1e6
+
+
+def reset_peak(name: str) -> float:
+    """Starts a new peak and returns the MB that are in use now."""
     gc.collect()
-    if os.access("/proc/self/clear_refs", os.W_OK):
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
-    return resident_mb("VmRSS")
+    return in_use(name, False)
 
 
 def race(case: Case, rounds: int, clock: Callable[[], float]) -> tuple[dict[str, Timing], dict[str, str]]:
     """Medians of interleaved runs, and the contenders that failed with their errors."""
     runs, first, peak, flops, failed = {}, {}, {}, {}, {}
     for name, build in case.contenders.items():
-        before, began = reset_peak(), time.perf_counter()
+        before, began = reset_peak(name), time.perf_counter()
         try:
             runs[name] = build()
             runs[name]()
@@ -67,9 +83,9 @@ def race(case: Case, rounds: int, clock: Callable[[], float]) -> tuple[dict[str,
             runs.pop(name, None)
             continue
         first[name] = time.perf_counter() - began
-        reset_peak()
+        reset_peak(name)
         runs[name]()
-        peak[name] = resident_mb("VmHWM") - before
+        peak[name] = in_use(name, True) - before
         if name == "PyTorch eager":
             with FlopCounterMode(display=False) as counter:
                 runs[name]()

@@ -66,7 +66,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, state: PyTree, shard: bool) -> PyTree:
     """Replicated; or with `shard`, every array's largest divisible axis over the devices (ZeRO, Rajbhandari 2020)."""
 
-    def of(leaf: jax.Array) -> NamedSharding:
+    def of(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0 and size >= mesh.size]
         if not shard or not axes:
             return replicated(mesh)

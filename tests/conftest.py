@@ -36,6 +36,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("golden_file", [files[name] for name in sorted(files)], ids=sorted(files))
 
 
+# The files that take minutes, the longest first: begun last, one of them would keep a single process busy at the end.
+LONGEST = ("test_reports.py", "test_presets.py", "test_train.py", "test_evaluate.py", "test_dip.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """A compiled program holds about ten mappings of memory; Linux ends a process that asks for more than 65,530."""

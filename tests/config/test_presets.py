@@ -23,6 +23,9 @@ SMALL = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset(preset, tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "NUM_PICTURES", {"train": 16, "test": 8})

@@ -89,6 +89,24 @@ def test_every_picture_is_used_once_an_epoch():
     np.testing.assert_array_equal(state.params, 4)
 
 
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_order_of_pictures_does_not_depend_on_how_many_devices_share_them(count):
+    """Nor on how many processes hold those devices: the order follows from the key, inside the program of all."""
+    def noted(state, images, labels):
+        return state._replace(step=state.step + 1, params=state.params.at[state.step].set(labels)), training.Metrics(
+            jnp.float32(0), jnp.float32(0))
+
+    def orders(place):
+        state = training.TrainState(jnp.int32(0), jnp.zeros((6, 8), jnp.int32), {}, {}, {}, jax.random.key(3))
+        chunk = training.make_chunk(noted, 8, 6, training.Pixels().encode, place)
+        return np.asarray(chunk(state, jnp.zeros((24, 2, 2, 1), jnp.uint8), jnp.arange(24), jnp.int32(6))[0].params)
+
+    across = NamedSharding(Mesh(np.array(jax.devices()[:count]), ("batch",)), PartitionSpec("batch"))
+    shared = orders(lambda batch: jax.lax.with_sharding_constraint(batch, across))
+    np.testing.assert_array_equal(shared, orders(lambda batch: batch))
+    np.testing.assert_array_equal(np.sort(shared.reshape(2, 24)), [np.arange(24)] * 2)  # two epochs
+
+
 def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
     """The loss turns infinite at step 3, as it does when a rate is too high."""
     def loss(params, collections, images, labels, t, eps, key, train):
