@@ -4,6 +4,7 @@ Three doors for a researcher, all with NumPy arrays in and out:
     run = dipddpm_jax.train(images, steps=1000)       a diffusion model of an array of pictures, in a run's directory
     model = dipddpm_jax.load_run(run)                 its network with weights; model.denoiser() goes into any sampler
     picture = dipddpm_jax.restore(noisy)              one picture, restored without training data
+load_prior("digits") gives a pretrained model that comes with the package, as load_run gives one of a run.
 
 The rooms, each importing only those before it:
     convolution   how a convolution is computed: cpu (its forms), winograd, bands (rows shared by devices)
@@ -15,7 +16,8 @@ The rooms, each importing only those before it:
   from here on there are side effects (disk, network, other libraries)
     config        what can be asked for: frozen dataclasses and presets, parsed before JAX is imported
     data          load(name, split): embedded digits, photographs, rendered scenes, TFDS builders, folders
-    checkpoints, torch_weights, devices, plots, records; weights/ are the judges' that come with the package
+    checkpoints, torch_weights, devices, plots, records
+    pretrained    models that come with the package, by name; weights/ holds them and the judges
     judging       metrics, the classifiers that judge samples, and how those are trained
     commands      what happens when a command is typed, one a file; loop is the resumable loop
     experiments   the five reports, measured again
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {  # name: the module that defines it, or is it
     "denoisers": "diffusion.denoisers",
+    "load_prior": "commands.starts",
     "load_run": "commands.model",
     "restore": "commands.restore",
     "samplers": "diffusion.samplers",

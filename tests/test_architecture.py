@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "convolution", "networks", "diffusion", "inverse", "dip", "hybrids"]
 # `config` is plain Python and imports only errors; what writes, reads or talks to other libraries may ask for it.
 SIDE_EFFECTS = ["files", "config", "memory", "records", "data", "checkpoints", "torch_weights", "torch_files",
-                "environment", "cluster", "devices", "plots", "judging", "commands", "experiments", "__main__"]
+                "environment", "cluster", "devices", "plots", "pretrained", "judging", "commands", "experiments",
+                "__main__"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "contextlib", "dataclasses", "difflib", "flax", "functools", "itertools", "jax",
            "jaxtyping", "math", "numpy", "optax", "os", "types", "typing", "zlib"}
@@ -56,9 +57,9 @@ def violations(layer: str, source: str) -> list[str]:
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-LIGHT = [PACKAGE / f"{name}.py" for name in ("__init__", "errors", "files", "__main__", "commands/__init__",
-                                             "commands/cli", "commands/ends", "commands/evaluate", "commands/export",
-                                             "commands/export_program", "commands/judge")]
+LIGHT = [PACKAGE / f"{name}.py" for name in ("__init__", "errors", "files", "pretrained", "__main__",
+                                             "commands/__init__", "commands/cli", "commands/ends", "commands/evaluate",
+                                             "commands/export", "commands/export_program", "commands/judge")]
 LIGHT += sorted((PACKAGE / "config").glob("*.py"))  # read before the command line is parsed
 
 

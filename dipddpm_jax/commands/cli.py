@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from dipddpm_jax import pretrained
 from dipddpm_jax.commands.ends import Stopped, guarded
 from dipddpm_jax.config import dip_ranges, ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
@@ -83,6 +84,8 @@ class SampleCommand:
     average."""
     preset: str | None = None
     """The preset whose network --torch-weights fits."""
+    prior: str | None = None
+    """A pretrained model that comes with the package, instead of a run: digits."""
 
 
 def _guard(command: Any, argv: Sequence[str]) -> None:
@@ -184,10 +187,14 @@ def _train(argv: list[str]) -> None:
     preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}: {_closest(preset, list(PRESETS))}")
-    command = _parse_train(preset, args, TrainCommand(PRESETS[preset][1]))
+    base = PRESETS[preset][1]
+    command = _parse_train(preset, args, TrainCommand(base))
+    if command.config.start is not None and not named and not command.run.resume:
+        preset, base = pretrained.configuration_of_start(command.config.start)
+        command = _parse_train(preset, args, TrainCommand(base))
     ranges.check(command.config, command.run)
     if not command.run.resume:
-        ranges.check_typed(command.config, PRESETS[preset][1])
+        ranges.check_typed(command.config, base)
     else:
         preset, command = _resumed(preset if named else None, args, command.run)
 
@@ -225,7 +232,11 @@ def _sample(argv: list[str]) -> None:
         raise UserError(f"--seed must be between 0 and 2^31 - 1; got {command.seed}")
     if command.torch_weights is None and (command.preset or command.weights_key):
         raise UserError("--preset and --weights-key belong to --torch-weights FILE")
-    if command.torch_weights and not command.preset:
+    if command.prior is not None and (command.workdir or command.torch_weights or command.step is not None):
+        raise UserError("--prior stands in place of a run, its --step, or --torch-weights: give one of them")
+    if command.prior is not None:
+        workdir, (config, facts) = Path("."), pretrained.configuration_of_prior(command.prior)
+    elif command.torch_weights and not command.preset:
         if (found := saved.exported(command.torch_weights)) is None:
             raise UserError(f"--torch-weights {command.torch_weights} needs --preset NAME: the file does not say which "
                             "network it fits, as one by `dipddpm-jax export` does")

@@ -1,8 +1,10 @@
 """evaluate: checks what was asked for before JAX is imported. `evaluation` does it."""
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 
+from dipddpm_jax import pretrained
 from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.evaluate import Evaluate
@@ -19,11 +21,16 @@ def evaluate(command: Evaluate) -> str:
         raise UserError(f"--batch-size must be 1 to 65536; got {command.batch_size}")
     if not 0 <= command.seed < 2**31:
         raise UserError(f"--seed must be between 0 and 2^31 - 1; got {command.seed}")
+    if command.prior is not None and (command.workdir or command.samples or command.step is not None):
+        raise UserError("--prior stands in place of a run, its --step, or --samples: give one of them")
     config = sampler = None
     workdir = command.workdir
-    if not (command.samples and command.data):
+    if command.prior is not None:
+        workdir, (config, _) = Path("."), pretrained.configuration_of_prior(command.prior)
+    elif not (command.samples and command.data):
         workdir = workdir or saved.newest_run()
         _, config, _ = saved.load(workdir / "config.json")
+    if config is not None:
         sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
     out = command.out or (workdir or command.samples.parent) / "evaluation"
     for name, folder in (("--out", out), ("--png-folder", command.png_folder)):

@@ -11,6 +11,7 @@ from dipddpm_jax import data, devices, plots, records
 from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import model as model_module
 from dipddpm_jax.commands.labels import default_labels
+from dipddpm_jax.commands.starts import load_prior
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SAMPLERS, SamplerConfig, begins_with_pictures
 from dipddpm_jax.errors import UserError
@@ -79,7 +80,8 @@ def read_samples(path: Path) -> Samples:
 
 def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.Dataset) -> Samples:
     """`count` pictures of a run: of all classes in turn, or of the sets of labels that held-out pictures have."""
-    model = model_module.load_run(workdir, command.step)
+    model = load_prior(command.prior) if command.prior else model_module.load_run(workdir, command.step)
+    source = f"the prior {command.prior}" if command.prior else f"step {model.step} of {workdir}"
     labels = default_labels(model.facts, command.count, held.labels)
     if sampler.guidance and labels is None:
         raise UserError("--guidance needs a model that was trained with labels, and this one was not")
@@ -91,7 +93,7 @@ def draw_asked(command: Any, workdir: Path, sampler: SamplerConfig, held: data.D
             "network_calls": network_calls(sampler, model.config, labels),
             "seconds": round(time.perf_counter() - began, 2),
             "seconds_a_picture": drawn.seconds / later if later > 0 else None}
-    return Samples(drawn.images, labels, model.facts.label_names, f"step {model.step} of {workdir}", made)
+    return Samples(drawn.images, labels, model.facts.label_names, source, made)
 
 
 def network_calls(sampler: SamplerConfig, config: TrainConfig, labels: np.ndarray | None) -> int | None:
@@ -193,6 +195,8 @@ def page(r: dict[str, Any]) -> str:
              f"| | samples | real pictures of {r['data']} in their place | standard deviation |", "|---|---|---|---|",
              row(f"FD({name}), n = {r['n']}", r["fd"], r["floor"], r["spread"]),
              row(f"KID({name}) x 1000", *(1000 * r[key] for key in ("kid", "kid_floor", "kid_spread")))]
+    lines += [row(title, r[key], r[f"{key}_floor"], r[f"{key}_floor_spread"]) for title, key in (
+        (f"sliced Wasserstein({name})", "sliced_wasserstein"), ("precision", "precision"), ("recall", "recall"))]
     if "label_accuracy" in r:
         lines.append(row("label accuracy (real: held-out)", r["label_accuracy"], r["judge_accuracy"], None))
     lines.append(row("mean confidence", r["mean_confidence"], r["real_mean_confidence"], None))
@@ -203,12 +207,17 @@ def page(r: dict[str, Any]) -> str:
     lines += ["", "| share of pictures taken for | " + " | ".join(r["histogram"]) + " |",
               "|---" * (1 + len(r["histogram"])) + "|"]
     lines += [row(title, *r[key].values()) for title, key in (("samples", "histogram"), ("real", "real_histogram"))]
+    if "label_accuracies" in r:
+        lines.append(row("label accuracy of those asked for it", *map(r["label_accuracies"].get, r["histogram"])))
     fewer = f" (of {r['samples']}: there are too few real pictures for more)" if r["samples"] > r["n"] else ""
     same = "with the classes of the samples" if r["floor_classes"] == "as asked" else "drawn at random"
     lines += ["", f"FD and KID compare {r['n']} samples{fewer} with {r['reference']} real pictures in the "
               f"{r['dimensions']} features of the classifier `{name}`; the second column has {r['n']} real pictures "
               f"in the samples' place, {same}, and is the mean of {r['splits']} splits of the real ones: it is the "
-              "floor. The third column is the standard deviation over draws of as many samples and real pictures."
+              "floor. The third column is the standard deviation over draws of as many samples and real pictures, of "
+              "the sliced Wasserstein distance, precision and recall that of the floor. Precision is the share of "
+              "samples that real pictures surround, recall that of real pictures that samples surround (3 nearest "
+              f"neighbours, at most {comparison.MANIFOLD_ROWS} of each)."
               + (f" Distances to training pictures are root mean squares of pixels 0..255, of {near['pictures']} "
                  "pictures (nearest.png)." if near else "")]
     if "sampler" in r:

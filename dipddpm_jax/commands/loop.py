@@ -9,6 +9,7 @@ How to run something of your own (training.py is the longest example):
 A run that was interrupted, whenever and however, and then went on ends with the same files as one that was not.
 """
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -98,8 +99,8 @@ def newest_items(workdir: Path, template: dict[str, PyTree], log: str = "metrics
 class Log:
     """A .jsonl file of rows with their step; on resuming, rows of steps that will be done again are dropped."""
 
-    def __init__(self, path: Path, step: int, first: bool = True):
-        self.path, self.first = path, first
+    def __init__(self, path: Path, step: int, first: bool = True, also: Callable[[list[Row]], None] | None = None):
+        self.path, self.first, self.also = path, first, also
         found = records.read_lines(path)
         self.rows: list[Row] = [row for row in found if row.get("step", 0) <= step]
         if first and len(self.rows) < len(found):
@@ -112,18 +113,22 @@ class Log:
         if self.first and rows:
             with writing(self.path):
                 records.append_lines(self.path, rows)
+            if self.also:
+                self.also(rows)
 
 
 def run_to_end(
     job: Job, workdir: Path, pace: Pace, again: str, log: str = "metrics.jsonl", unit: str = "step",
+    also: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
-    """Advances a job to its end, with checkpoints in workdir/checkpoints; returns all rows of its log.
+    """Advances a job to its end, with checkpoints in workdir/checkpoints; returns all rows of its log. `also` is handed
+    the rows that are new.
 
     Raises Stopped on a signal or at the end of the budget, after saving: the command `again` goes on. Raises UserError
     when a report tells of a problem (the last good checkpoint stays), or the disk is full.
     """
     first, began = jax.process_index() == 0, time.monotonic()
-    book = Log(workdir / log, job.step, first)
+    book = Log(workdir / log, job.step, first, also)
     with Checkpoints(workdir / "checkpoints", pace.keep_every) as kept, deferred() as signals, tqdm(
             total=job.total, initial=job.step, unit=unit, disable=not first, dynamic_ncols=True) as bar:
         told, waiting = _Told(job, book, bar, kept), []

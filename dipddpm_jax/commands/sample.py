@@ -15,6 +15,7 @@ from dipddpm_jax.commands import builders
 from dipddpm_jax.commands.foreign_weights import load_model
 from dipddpm_jax.commands.labels import asked_labels
 from dipddpm_jax.commands.model import Model, draw, load_run
+from dipddpm_jax.commands.starts import load_prior
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures
 from dipddpm_jax.config.saved import Facts
@@ -93,7 +94,9 @@ def draw_to_disk(
 ) -> str:
     """Writes grid.png, samples.npz, command.json, and what else is asked for; returns what to tell the user."""
     devices.set_up()
-    if command.torch_weights:
+    if command.prior is not None:
+        model, source = load_prior(command.prior), f"the prior {command.prior}"
+    elif command.torch_weights:
         model, source = load_model(
             command.torch_weights, None if facts else config, command.weights_key), str(command.torch_weights)
     else:

@@ -16,9 +16,11 @@ from jaxtyping import PyTree
 
 from dipddpm_jax import checkpoints, devices, plots
 from dipddpm_jax.commands import builders, sizes
+from dipddpm_jax.commands.event_files import check_installed, event_file
 from dipddpm_jax.commands.labels import default_labels
 from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
 from dipddpm_jax.commands.model import Model, NotFinite, draw
+from dipddpm_jax.commands.starts import starting_variables
 from dipddpm_jax.commands.training_data import TrainingData, load_training_data
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config import ranges, saved
@@ -90,8 +92,9 @@ def make_program(
 class Training:
     """A `loop.Job`: one run, taken up where its newest checkpoint ends."""
 
-    def __init__(self, config: TrainConfig, run: RunOptions, workdir: Path, given: TrainingData):
-        self.config, self.run, self.workdir, self.data = config, run, workdir, given
+    def __init__(self, config: TrainConfig, run: RunOptions, workdir: Path, given: TrainingData,
+                 start: PyTree | None = None):
+        self.config, self.run, self.workdir, self.data, self.start = config, run, workdir, given, start
         self.network = builders.make_network(config.network, given.facts, config.schedule.num_steps)
         self.mesh = devices.make_mesh(run.devices, config.batch_size)
         everywhere = devices.replicated(self.mesh)
@@ -106,6 +109,10 @@ class Training:
     def _begun(self) -> tuple[TrainState, PyTree]:
         """(the state of the newest checkpoint or of step 0, where its arrays lie)."""
         state = builders.make_state(self.config, self.network, self.data.facts)
+        if self.start is not None:
+            others = dict(self.start)
+            params = others.pop("params")
+            state = state._replace(params=params, collections=others, ema_params=jax.tree.map(jnp.copy, params))
         shardings = devices.state_shardings(self.mesh, state, self.run.shard_state)
         template = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
         items = newest_items(self.workdir, checkpoint_items(template))
@@ -199,23 +206,31 @@ def train_on(given: TrainingData, config: TrainConfig, run: RunOptions, preset: 
              ) -> tuple[Path, Path]:
     """The same on these pictures; `again` is what goes on with the run, by default a command line."""
     builders.check_names(config)
+    if run.tensorboard:
+        check_installed()
     if jax.process_index() == 0:
         for line in builders.remarks(builders.make_schedule(config.schedule), config.target):
             print(line, file=sys.stderr)
     sizes.check_training(config, given.facts)
-    builders.make_network(config.network, given.facts, config.schedule.num_steps)  # these fail before
+    network = builders.make_network(config.network, given.facts, config.schedule.num_steps)  # these fail before
     devices.make_mesh(run.devices, config.batch_size)  # anything is written
+    start = None if run.resume else starting_variables(config, network, given.facts)
     workdir = saved.newest_run() if run.resume and not run.workdir else run.workdir
     other = jax.process_index() and workdir  # process 0 owns the directory
     with nullcontext(workdir) if other else claimed_workdir(preset, workdir, run.resume) as workdir:
         if run.resume:
             _check_resumed(workdir, config, given.facts)
-        job = Training(config, run, workdir, given)
+            if checkpoints.latest_step(workdir / "checkpoints") is None:  # it was stopped before the first
+                start = starting_variables(config, network, given.facts)
+        job = Training(config, run, workdir, given, start)
         if jax.process_index() == 0:
             saved.save(config, preset, given.facts, workdir / "config.json")
         pace = Pace(run.chunk, run.save_every, config.keep_every, run.sample_every, run.budget)
         again = again or f"python train.py --resume --workdir {shlex.quote(str(workdir))}"
-        return workdir, job.finish(run_to_end(job, workdir, pace, again))
+        seen = event_file(workdir, job.step) if run.tensorboard and jax.process_index() == 0 else nullcontext()
+        with seen as write:
+            rows = run_to_end(job, workdir, pace, again, also=write)
+        return workdir, job.finish(rows)
 
 
 def _check_resumed(workdir: Path, config: TrainConfig, facts: Facts) -> None:

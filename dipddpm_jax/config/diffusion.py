@@ -141,6 +141,9 @@ class TrainConfig:
     keep_every: int | None = None
     """Steps between checkpoints that all stay, for label-accuracy; default: none."""
     seed: int = 0
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Begin with these weights instead of random ones: a pretrained prior (digits), a run's directory, or a file that
+    `dipddpm-jax export` wrote. Without a preset, all other options are as those weights were trained."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""
 
@@ -164,6 +167,8 @@ class RunOptions:
     """Steps between pictures of samples; 0 for the end only."""
     chunk: int = 20
     """Steps in one device call."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl as TensorBoard's event files, beside it; needs the extra tensorboard."""
     budget: float | None = None
     """Minutes after which the run saves and stops, to be resumed."""
     devices: int | None = None

@@ -28,6 +28,8 @@ SAMPLERS = {
     "ddim": Sampler(("eta",)),
     "heun": Sampler(spacing="karras", calls=2),
     "dpmpp_2m": Sampler(),
+    "unipc": Sampler(),
+    "deis": Sampler(),
     "random_passes": Sampler(num_steps=10, begins_with_pictures=True),
 }
 SPACINGS = ("even_time", "even_log_snr", "karras")
@@ -36,8 +38,8 @@ SPACINGS = ("even_time", "even_log_snr", "karras")
 @dataclass(frozen=True)
 class SamplerConfig:
     name: str = "dpmpp_2m"
-    """ancestral, ddim, heun, dpmpp_2m, or MODULE:FUNCTION, a sampler of your own; random_passes is system 003's: it
-    denoises held-out pictures at random times."""
+    """ancestral, ddim, heun, dpmpp_2m, unipc, deis, or MODULE:FUNCTION, a sampler of your own; random_passes is system
+    003's: it denoises held-out pictures at random times."""
     num_steps: int | None = None
     """Transitions; default: all times (ancestral) or 25."""
     spacing: str | None = None
@@ -62,7 +64,7 @@ class SamplerOptions:
     """How a command draws pictures from a trained model: what is not given stays as the run was configured."""
 
     sampler: str | None = None
-    """ancestral, ddim, heun, dpmpp_2m, or MODULE:FUNCTION, a sampler of your own."""
+    """ancestral, ddim, heun, dpmpp_2m, unipc, deis, or MODULE:FUNCTION, a sampler of your own."""
     num_steps: int | None = None
     """Transitions of the sampler; another sampler's default: all times (ancestral), or 25."""
     spacing: str | None = None

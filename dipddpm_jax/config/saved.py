@@ -123,5 +123,5 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Names of the fields in which two configurations differ, as options of the command line."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
         return [] if old == new else [f"--{prefix.rstrip('.').replace('_', '-')} ({old} before, {new} now)"]
-    return [d for f in dataclasses.fields(old)
-            for d in differences(getattr(old, f.name), getattr(new, f.name), f"{prefix}{f.name}.")]
+    return [d for f in dataclasses.fields(old) for d in differences(
+        getattr(old, f.name), getattr(new, f.name), f"{prefix}{'from' if f.name == 'start' else f.name}.")]

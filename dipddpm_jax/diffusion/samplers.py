@@ -64,6 +64,12 @@ def _transitions(schedule: NoiseSchedule, grid: np.ndarray):
     return t, s, schedule.alpha_bars[t], schedule.alpha_bars[s]
 
 
+def _check_signal(t: np.ndarray, bar_t: np.ndarray) -> None:
+    """Raises ValueError where x / signal overflows float32."""
+    if bar_t[0] < 1e-60:
+        raise ValueError(f"no signal is left at time {t[0]}: start at spacings.start_time(schedule)")
+
+
 def ancestral(
     denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt,
     keep: Keep = None, variance: Literal["beta", "posterior"] = "beta", quiet_steps: int = 1,
@@ -109,8 +115,7 @@ def heun(
     Raises ValueError for a grid that starts where float32 cannot hold x / signal.
     """
     t, s, bar_t, bar_s = _transitions(schedule, grid)
-    if bar_t[0] < 1e-60:
-        raise ValueError(f"no signal is left at time {t[0]}: start at spacings.start_time(schedule)")
+    _check_signal(t, bar_t)
     signal_t, signal_s = np.sqrt(bar_t), np.sqrt(bar_s)
     sigma_t, sigma_s = np.sqrt(1 - bar_t) / signal_t, np.sqrt(1 - bar_s) / signal_s
 
@@ -150,6 +155,79 @@ def dpmpp_2m(
 
     (x, _), path = _walk(step, (x, jnp.zeros_like(x)), keep, t=t, scale=np.sqrt((1 - bar_s) / (1 - bar_t)),
                          gain=-np.sqrt(bar_s) * np.expm1(-h), extrapolate=extrapolate)
+    return Sample(x, path)
+
+
+def unipc(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None,
+    keep: Keep = None,
+) -> Sample:
+    """UniPC-2 for clean pictures with B(h) = e^-h - 1 (bh2), Zhao et al. 2023, algorithms 5 and 6; deterministic.
+
+    Each x of a second-order predictor is corrected once the denoiser has seen it: third order without another call. The
+    first transition has no past, the last no correction; the path holds the predictions.
+    """
+    t, _, bar_t, bar_s = _transitions(schedule, grid)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = np.log(bar_s / (1 - bar_s)) / 2 - np.log(bar_t / (1 - bar_t)) / 2  # infinite into t = 0
+        ratio = np.insert(h[1:] / h[:-1], 0, np.nan)  # -1 / r_1
+        b = np.expm1(-h)
+        first, second = (-b / h - 1) / b, 2 * ((b / h + 1) / h - 0.5) / b  # right side of eq. 11: 1/2, 1/3 as h -> 0
+        old = (first - second) / (1 + 1 / ratio)  # rho_1; rho_2 = first - rho_1
+        extrapolate, correct_old, correct_new = (np.where(np.isfinite(a), a, otherwise) for a, otherwise in (
+            (ratio / 2, 0), (old * ratio, 0), (first - old, 0.5)))
+    gain = -np.sqrt(bar_s) * b
+
+    def shifted(a, initial):  # a row corrects the transition before it
+        return np.insert(a[:-1], 0, initial)
+
+    def step(carry, c):
+        x, corrected, last, before = carry
+        x0 = denoise(x, c.t).x0
+        x = c.old_scale * corrected + c.old_gain * (
+            last + c.correct_old * (last - before) + c.correct_new * (x0 - last))
+        predicted = c.scale * x + c.gain * (x0 + c.extrapolate * (x0 - last))
+        return (predicted, x, x0, last), predicted
+
+    scale, nothing = np.sqrt((1 - bar_s) / (1 - bar_t)), jnp.zeros_like(x)
+    (x, *_), path = _walk(step, (x, x, nothing, nothing), keep, t=t, scale=scale, gain=gain, extrapolate=extrapolate,
+                          old_scale=shifted(scale, 1), old_gain=shifted(gain, 0),
+                          correct_old=shifted(correct_old, 0), correct_new=shifted(correct_new, 0))
+    return Sample(x, path)
+
+
+def deis(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None,
+    keep: Keep = None, degree: int = 2,
+) -> Sample:
+    """tAB-DEIS, Zhang and Chen 2023, eqs. 14 and 15: eps is a polynomial in time through its last degree + 1 values.
+
+    x_s / signal_s = x_t / signal_t + sum_j eps_j int_t^s L_j(u) d sigma(u), sigma = noise / signal; deterministic, of
+    order degree + 1 but for the first transitions, whose degrees are lower. Between whole times sigma is taken as
+    linear. Raises ValueError for a grid that starts without signal.
+    """
+    t, s, bar_t, bar_s = _transitions(schedule, grid)
+    _check_signal(t, bar_t)
+    sigma = np.sqrt((1 - schedule.alpha_bars[: t[0] + 1]) / schedule.alpha_bars[: t[0] + 1])
+    rise, middles = np.diff(sigma), np.arange(t[0]) + 0.5
+    weights = np.zeros((len(t), degree + 1))
+    for i in range(len(t)):
+        nodes = t[max(i - degree, 0) : i + 1][::-1].astype(float)
+        for point in (middles[s[i] : t[i]] + side for side in (-0.5 / np.sqrt(3), 0.5 / np.sqrt(3))):  # Gauss-Legendre
+            for j, node in enumerate(nodes):
+                others = np.delete(nodes, j)
+                values = np.prod((point[:, None] - others) / (node - others), axis=1)
+                weights[i, j] -= (values * rise[s[i] : t[i]]).sum() / 2
+
+    def step(carry, c):
+        x, past = carry
+        seen = (denoise(x, c.t).eps, *past)
+        x = c.scale * x + sum(c.weights[j] * eps for j, eps in enumerate(seen))
+        return (x, seen[:-1]), x
+
+    signal_s = np.sqrt(bar_s)
+    (x, _), path = _walk(step, (x, (jnp.zeros_like(x),) * degree), keep, t=t, scale=signal_s / np.sqrt(bar_t),
+                         weights=signal_s[:, None] * weights)
     return Sample(x, path)
 
 

@@ -40,6 +40,8 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     record = saved.to_json(config)
     if config.sampler.spacing is None:
         del record["sampler"]["spacing"]
+    if config.start is None:
+        del record["start"]
     if config.schedule.name != "linear" or config.schedule.num_steps == config.schedule.beta_steps:
         del record["schedule"]["beta_steps"]
     return record

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.judging import metrics
+from dipddpm_jax.judging import coverage, metrics
 from dipddpm_jax.judging.judges import Judge, look, one_hot
 
-KERNEL_ROWS = 2000  # at most so many pictures of a set are compared by the kernel distance
+KERNEL_ROWS = 2000  # at most so many pictures of a set are compared by the kernel and the sliced Wasserstein distance
+MANIFOLD_ROWS = 1000  # and by precision and recall
 Classes = Int[np.ndarray, "_"] | None
 
 
@@ -29,7 +30,8 @@ def compare(
     and `kid_floor` are means over `splits` of n real pictures in the samples' place; where both sets have one class a
     picture (`labels`, `real_labels`) these have the samples' classes ("floor_classes": "as asked"), since samples of
     equal shares are nearer than chance allows; else they are drawn at random ("at random"). `spread` and
-    `floor_spread` are standard deviations over fresh draws (None with fewer than 2 splits). UserError for too few.
+    `floor_spread` are standard deviations over fresh draws (None with fewer than 2 splits). `sliced_wasserstein`,
+    `precision` and `recall` have a floor each, and its standard deviation over the splits. UserError for too few.
     """
     n = min(len(samples), len(real) // 2)
     if n < 2:
@@ -53,7 +55,11 @@ def compare(
         "seed": seed,
     }
     if labels is not None:
-        result["label_accuracy"] = metrics.label_accuracy(found, one_hot(labels, len(judge.label_names)))
+        wanted = one_hot(labels, len(judge.label_names))
+        result["label_accuracy"] = metrics.label_accuracy(found, wanted)
+        shares = metrics.label_accuracies(found, wanted)
+        result["label_accuracies"] = {name: float(share) for name, share in zip(judge.label_names, shares)
+                                      if np.isfinite(share)}
     return result
 
 
@@ -80,7 +86,29 @@ def compare_features(
             found[f"{prefix}spread"] = _spread(influence, a, b, tuple(
                 None if kind is None else kind[:most] for kind in classes), variance)
             found[f"{prefix}floor_spread"] = variance**0.5
-    return found
+    return found | _without_gaussians(seen, real[rest], [(real[order[:n]], real[order[n:]]) for order in orders])
+
+
+Sets = tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "m d"]]
+
+
+def _without_gaussians(
+    seen: Float64[np.ndarray, "n d"], real: Float64[np.ndarray, "m d"], splits: list[Sets]
+) -> dict[str, float | None]:
+    """Sliced Wasserstein distance, precision and recall; floors are means over splits of the real ones."""
+    directions = coverage.random_directions(np.random.default_rng(0), seen.shape[1])
+
+    def measured(a, b):
+        rows = min(len(a), len(b), MANIFOLD_ROWS)
+        both = (coverage.precision_recall(a[:rows], b[:rows]) if rows > coverage.NEIGHBOURS else (np.nan, np.nan))
+        return (coverage.sliced_wasserstein(a[:KERNEL_ROWS], b[:KERNEL_ROWS], directions), *both)
+
+    names = ("sliced_wasserstein", "precision", "recall")
+    found, null = measured(seen, real), np.array([measured(*sets) for sets in splits])
+    spreads = null.std(0, ddof=1) if len(null) > 1 else np.full(len(names), np.nan)
+    return {key: float(value) if np.isfinite(value) else None for name, *values in zip(
+        names, found, null.mean(0), spreads) for key, value in zip(
+        (name, f"{name}_floor", f"{name}_floor_spread"), values)}
 
 
 def _spread(influence: Callable, a: Any, b: Any, classes: tuple[Classes, Classes], null: float) -> float:

@@ -140,10 +140,22 @@ def kernel_influence(
 def label_accuracy(scores: Float[np.ndarray, "n k"], wanted: Float[np.ndarray, "n k"]) -> float:
     """The score of the iCLEVR course: of the labels asked for (ones in `wanted`), the share found among as many
     highest scores of their picture. Of equal scores the lower index comes first. UserError for rows without labels."""
+    found = _found(scores, wanted)
+    return float(found.sum() / wanted.sum())
+
+
+def label_accuracies(scores: Float[np.ndarray, "n k"], wanted: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k"]:
+    """The same score of each label by itself: the share of those pictures that were asked for it; nan for none."""
+    found, asked = _found(scores, wanted).sum(0), wanted.sum(0)
+    return np.divide(found, asked, out=np.full(len(asked), np.nan), where=asked > 0)
+
+
+def _found(scores: Float[np.ndarray, "n k"], wanted: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Ones where a label was asked for and found."""
     counts = wanted.sum(1).astype(int)
     if not np.isin(wanted, (0, 1)).all() or not len(wanted) or counts.min() < 1:
         raise UserError("label accuracy needs pictures, and at least one label (a 1 among zeros) for each of them")
     if not np.isfinite(scores).all():
         raise UserError("label accuracy needs finite scores")
     rank = np.argsort(np.argsort(-scores, 1, kind="stable"), 1)
-    return float(((rank < counts[:, None]) * wanted).sum() / counts.sum())
+    return ((rank < counts[:, None]) * wanted).astype(np.float64)

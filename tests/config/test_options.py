@@ -127,8 +127,9 @@ def test_what_old_versions_scored_and_trained_is_found_again():
     config = PRESETS["scenes"][1]
     found = labelled_runs._identity(config)
     old = saved.to_json(config)
-    del old["sampler"]["spacing"], old["schedule"]["beta_steps"]
+    del old["sampler"]["spacing"], old["schedule"]["beta_steps"], old["start"]
     assert found == old
+    assert labelled_runs._identity(dataclasses.replace(config, start="digits"))["start"] == "digits"
     spaced = dataclasses.replace(config, sampler=SamplerConfig(spacing="karras"))
     assert labelled_runs._identity(spaced)["sampler"]["spacing"] == "karras"
     short = dataclasses.replace(config, schedule=ScheduleConfig("linear", 100))

@@ -101,7 +101,10 @@ def test_kernel_influence_is_its_definition():
 def test_few_pictures_and_equal_ones_have_a_spread():
     rng = np.random.default_rng(0)
     found = compare_features(gaussian(rng, 3), gaussian(rng, 6), rng, 4)  # singular covariances
+    shares = [key for key in found if key.startswith(("precision", "recall"))]
+    assert {found.pop(key) for key in shares} == {None}  # three pictures have no three neighbours each
     assert all(np.isfinite(value) for value in found.values())
     flat = compare_features(np.zeros((4, 3)), np.zeros((9, 3)), rng, 4)
+    assert [flat.pop(key) for key in shares] == [1, 1, 0] * 2  # value, floor and its deviation
     assert set(flat.values()) == {0.0}
     assert compare_features(gaussian(rng, 3), gaussian(rng, 6), rng, 1)["spread"] is None

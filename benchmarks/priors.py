@@ -1,0 +1,182 @@
+"""Pretrained priors: from a run to a file in dipddpm_jax/weights, judged after its rounding, and docs/priors.md.
+
+    python benchmarks/priors.py make digits RUN [RUN ...] --data-dir FOLDER [--count N] [--seed N]
+    python benchmarks/priors.py page
+
+Of several runs, each of which started from the one before (train.py --from), the last one's weights are taken. Pictures
+are drawn from the very numbers that the file holds (half precision), and compared with the run's training pictures.
+"""
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO))
+
+import json  # noqa: E402
+
+from dipddpm_jax import data, devices, plots, pretrained, records, torch_files, torch_weights  # noqa: E402
+from dipddpm_jax.commands import model as models  # noqa: E402
+from dipddpm_jax.commands.evaluation import network_calls  # noqa: E402
+from dipddpm_jax.commands.labels import default_labels  # noqa: E402
+from dipddpm_jax.config import saved  # noqa: E402
+from dipddpm_jax.config.presets import PRESETS  # noqa: E402
+from dipddpm_jax.judging import comparison, judges  # noqa: E402
+
+SHOWN = 8  # rows of the picture
+REFERENCE = 10_000  # real pictures at most, of those trained on, that samples are compared with
+FIGURES = ("judge", "judge_accuracy", "n", "reference", "fd", "spread", "floor", "kid", "kid_spread", "kid_floor",
+           "sliced_wasserstein", "sliced_wasserstein_floor", "precision", "precision_floor", "recall", "recall_floor",
+           "label_accuracy", "label_accuracies", "mean_confidence", "real_mean_confidence")
+
+
+def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
+    """The words that a command line needs for a configuration whose default is `base`."""
+    words = []
+    for field in dataclasses.fields(config):
+        new, old = getattr(config, field.name), getattr(base, field.name, None)
+        name = f"{prefix}{'from' if field.name == 'start' else field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(new):
+            words += options(new, old, f"{name}.")
+        elif new != old:
+            words += [name, *map(str, new if isinstance(new, tuple) else (new,))]
+    return words
+
+
+def command_of(workdir: Path) -> str:
+    """The command line that makes a run's configuration, without its folders."""
+    preset, config, _ = saved.load(workdir / "config.json")
+    base, words = PRESETS["unet"][1], ["python", "train.py"]
+    if config.start is not None:
+        if config.start not in pretrained.PRIORS:
+            config = dataclasses.replace(config, start="RUN")  # the one whose command stands before
+    elif preset in PRESETS:
+        base, words = PRESETS[preset][1], [*words, preset]
+    return shlex.join([*words, *options(config, base)])
+
+
+def hours_of(workdir: Path, step: int) -> float:
+    """Hours of computing up to a step, from the speed that the log tells of each chunk."""
+    _, config, _ = saved.load(workdir / "config.json")
+    seconds, before = 0.0, 0
+    for row in records.read_lines(workdir / "metrics.jsonl"):
+        if row.get("images_per_s") and row["step"] <= step:
+            seconds += (row["step"] - before) * config.batch_size / row["images_per_s"]
+            before = row["step"]
+    return seconds / 3600
+
+
+def rounded(model: models.Model) -> tuple[models.Model, dict[str, np.ndarray]]:
+    """The model with its weights in half precision, and these as a file holds them."""
+    state = {name: value.astype(np.float16) if value.dtype == np.float32 else value
+             for name, value in torch_weights.export_torch(model.weights).items()}
+    wide = {name: value.astype(np.float32) if value.dtype == np.float16 else value for name, value in state.items()}
+    shapes = jax.eval_shape(lambda: model.weights)
+    return model._replace(weights=torch_weights.import_torch(wide, shapes)), state
+
+
+def make(name: str, runs: list[Path], data_dir: Path | None, count: int, seed: int) -> None:
+    """Writes the prior's file with its card, and its picture."""
+    model, state = rounded(models.load_run(runs[-1]))
+    sampler, facts = model.config.sampler, model.facts
+    real = data.load(model.config.data, "train", data_dir, model.config.image_size)
+    labels = default_labels(facts, count, real.labels if facts.multi_hot else None)
+    drawn = models.draw(model, sampler, count, seed, labels)
+    some = np.random.default_rng(seed).permutation(len(real.images))[:REFERENCE]
+    judged = comparison.compare(judges.judge_for(model.config.data), drawn.images, real.images[some], labels, seed,
+                                real_labels=real.labels[some])
+    steps = [saved.load(run / "config.json")[1].steps for run in runs[:-1]] + [model.step]
+    card = {"name": name, "commands": [command_of(run) for run in runs], "steps": steps,
+            "hours": sum(map(hours_of, runs, steps)), "data": model.config.data, "pictures": facts.count,
+            "parameters": sum(v.size for v in state.values()),
+            "sampler": dataclasses.asdict(sampler), "network_calls": network_calls(sampler, model.config, labels),
+            "judged": {key: judged[key] for key in FIGURES if key in judged},
+            **records.provenance(seed, shlex.join(["python", "benchmarks/priors.py", "make", name, "RUN"]))}
+    record = saved.to_record(dataclasses.replace(model.config, start=None), name, facts)
+    path = pretrained.path_of_prior(name)
+    torch_files.write_state(state, path, {saved.EXPORTED: json.dumps(record),
+                                          pretrained.CARD: records.json_text(card)})
+    path.chmod(0o644)
+    if path.stat().st_size > pretrained.MOST_BYTES:
+        raise SystemExit(f"{path} has {path.stat().st_size} bytes; a prior has at most {pretrained.MOST_BYTES}")
+    columns = min(len(facts.label_names), 10) or 8
+    (REPO / "docs" / "priors").mkdir(exist_ok=True)
+    plots.save_grid(drawn.images[: SHOWN * columns], REPO / "docs" / "priors" / f"{name}.png", columns)
+
+
+INTRO = """# Pretrained models that come with the package
+
+    python sample.py --prior digits --labels 3 7          draws from one; no training, no download
+    python train.py --from digits --data mine.npz         goes on with its weights on other pictures
+    python -m dipddpm_jax evaluate --prior digits         judges it again (its data set must be at hand)
+    model = dipddpm_jax.load_prior("digits")              the same as a value: network, weights, schedule, denoiser
+
+`--from` also takes a run's directory and a file by `dipddpm-jax export`. From Python:
+`dipddpm_jax.train(images, labels, preset=dataclasses.replace(model.config, start="digits"))`. Without a preset the new
+run has the prior's configuration; what is typed beside it changes that, but for the network, whose shapes are those of
+the weights.
+
+The figures below are of pictures drawn from the weights as the file holds them, in half precision. FD and its like are
+distances in a small classifier's features (see [the judges](results/judges.md)); they are no FID.
+"""
+
+
+def page() -> str:
+    """docs/priors.md, from the cards alone."""
+    lines = [INTRO]
+    for name, prior in pretrained.PRIORS.items():
+        card, kilobytes = pretrained.card_of_prior(name), round(pretrained.path_of_prior(name).stat().st_size / 1000)
+        j, sampler = card["judged"], card["sampler"]
+        hours = f"{card['hours']:.1f} hours" if card["hours"] >= 1 else f"{60 * card['hours']:.0f} minutes"
+        lines += [f"## {name}", "", f"{prior.what[0].upper()}{prior.what[1:]}. {card['parameters']:,} parameters, "
+                  f"{kilobytes} kB; trained on {card['pictures']:,} pictures of `{card['data']}` for "
+                  f"{' + '.join(map(str, card['steps']))} steps, {hours} while other programs shared the machine "
+                  f"({card['machine']}, {card['date']}):", "",
+                  *(f"    {command}" for command in card["commands"]), "",
+                  f"![{name}](priors/{name}.png)", "",
+                  f"| n = {j['n']}, beside {j['reference']:,} real pictures | samples | real pictures in their place |",
+                  "|---" * 3 + "|"]
+        for title, key, floor, digits, scale in (
+                (f"FD({j['judge']})", "fd", "floor", 3, 1), (f"KID({j['judge']}) x 1000", "kid", "kid_floor", 3, 1000),
+                ("sliced Wasserstein", "sliced_wasserstein", "sliced_wasserstein_floor", 3, 1),
+                ("precision", "precision", "precision_floor", 3, 1), ("recall", "recall", "recall_floor", 3, 1),
+                ("label accuracy (real: held-out)", "label_accuracy", "judge_accuracy", 4, 1),
+                ("mean confidence", "mean_confidence", "real_mean_confidence", 3, 1)):
+            if key in j:
+                spread = {"fd": "spread", "kid": "kid_spread"}.get(key)
+                more = f" ± {scale * j[spread]:.{digits}f}" if spread else ""
+                lines.append(f"| {title} | {scale * j[key]:.{digits}f}{more} | {scale * j[floor]:.{digits}f} |")
+        accuracies = j["label_accuracies"]
+        lines += ["", "| asked for | " + " | ".join(accuracies) + " |", "|---" * (1 + len(accuracies)) + "|",
+                  "| label accuracy | " + " | ".join(f"{value:.3f}" for value in accuracies.values()) + " |", "",
+                  f"Sampler {sampler['name']}, guidance {sampler['guidance']:g}, {card['network_calls']} network calls "
+                  f"a picture, seed {card['seed']}; {', '.join(f'{k} {v}' for k, v in card['versions'].items())}.", ""]
+    return "\n".join([*lines, "Rebuilt by `python benchmarks/priors.py page` from the cards in the files.", ""])
+
+
+def main() -> None:
+    """Makes a prior, or the page of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "page"))
+    parser.add_argument("name", nargs="?", choices=tuple(pretrained.PRIORS))
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.what == "make":
+        if not args.runs:
+            parser.error("make needs a name and the directory of a run")
+        devices.set_up()
+        make(args.name, args.runs, args.data_dir, args.count, args.seed)
+    (REPO / "docs" / "priors.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
