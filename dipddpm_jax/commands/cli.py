@@ -148,7 +148,8 @@ def _dip(argv: list[str]) -> None:
 
     from dipddpm_jax.commands import dip
 
-    print(dip.restore_pictures(command.config, command.run))
+    chosen = {option[2:].replace("-", "_") for option in dip_ranges.typed_options(argv)}
+    print(dip.restore_pictures(command.config, command.run, chosen))
 
 
 def _staged(argv: list[str]) -> None:

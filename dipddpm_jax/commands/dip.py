@@ -5,6 +5,7 @@ Every fit (picture, seed, tile) is a row of one batch. `outcome` chooses what is
 import shlex
 import sys
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from dipddpm_jax.commands import dip_report, fit_cost, measurements
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits, take
 from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
 from dipddpm_jax.commands.measurements import Measurements
-from dipddpm_jax.commands.outcome import outcome, warnings
+from dipddpm_jax.commands.outcome import decibels, outcome, warnings
 from dipddpm_jax.commands.tiles import join_tiles
 from dipddpm_jax.commands.workdir import claimed_workdir
-from dipddpm_jax.config.dip import DipConfig, DipRun, load_dip_config, save_dip_config
+from dipddpm_jax.config.dip import CROSS_FIT, DipConfig, DipRun, load_dip_config, recommended, save_dip_config
 from dipddpm_jax.config.dip_ranges import check_dip
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.data.pictures import to_bytes
@@ -112,6 +113,7 @@ class DipJob:
         self.step, self.total = int(states.step.max()), config.num_steps
         self.batch = Batch(self.fit, self.fits.problems, states, jax.default_backend() != "cpu")
         self.clock = fit_cost.Clock(config.num_steps)
+        self.chunk = run.chunk or fit_cost.short_chunk(config, boxes, len(given.names))
         self._end_if_stopped()
 
     def advance(self, count: int) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
@@ -140,12 +142,21 @@ class DipJob:
             tqdm.write(told, file=sys.stderr)
         running = active[:, -1]
         last = {name: np.mean(curves[name][:, -1][running]) for name in names if running.any()}
-        shown = {"loss": last.get("loss"), "PSNR": last.get("psnr"), "of average": last.get("psnr_average")}
+        shown = {"loss": last.get("loss"), "PSNR": last.get("psnr"), "of average": last.get("psnr_average"),
+                 "estimated": self._estimate(fits[running], curves["held_out"][running, -1])}
         text = ", ".join([*(f"{name} {value:.4g}" for name, value in shown.items() if value is not None),
                           f"{int((~running).sum())} of {len(fits)} stopped"])
         good = np.isfinite(curves["loss"][active]).all()
         end = before + active.shape[1]
         return ChunkReport(rows, text, None if good else f"the loss is not finite by step {end}; lower --learning-rate")
+
+    def _estimate(self, rows: np.ndarray, held_out: np.ndarray) -> float | None:
+        """PSNR in dB by the pixels that running fits do not see; None where their misfit is no squared error, or no
+        pixel is held out."""
+        if self.config.stop != "held-out" or self.config.peak or not len(rows):
+            return None
+        sigma = np.asarray(self.fits.problems.sigma, np.float64)[rows]
+        return decibels(float(np.mean(held_out - sigma**2)))
 
     def items(self) -> dict[str, Any]:
         """All fits, stopped ones too."""
@@ -157,8 +168,8 @@ class DipJob:
 
     def show(self) -> None:
         """A frame of the animation: the running average of the first picture, sixty times at most."""
-        every = max(1, self.config.num_steps // self.run.chunk // FRAMES)
-        if self.run.gif and self.step and self.step // self.run.chunk % every == 0:
+        every = max(1, self.config.num_steps // self.chunk // FRAMES)
+        if self.run.gif and self.step and self.step // self.chunk % every == 0:
             tiles = np.asarray(self.batch.states().average[: len(self.fits.boxes)])
             (self.workdir / "frames").mkdir(exist_ok=True)
             plots.picture(to_bytes(join_tiles(tiles, self.fits.boxes, self.given.size))).save(
@@ -167,7 +178,7 @@ class DipJob:
     def run_to_end(self) -> list[Row]:
         """All steps; returns the rows of curves.jsonl. Raises as `loop.run_to_end` does."""
         again = f"python train.py dip --resume --workdir {shlex.quote(str(self.workdir))}"
-        return run_to_end(self, self.workdir, Pace(self.run.chunk, self.run.save_every), again, LOG)
+        return run_to_end(self, self.workdir, Pace(self.chunk, self.run.save_every), again, LOG)
 
     def finish(self, rows: list[Row], seconds: float) -> dict[str, Any]:
         """Writes what came out; returns what results.json holds. Raises OSError."""
@@ -184,13 +195,16 @@ class DipJob:
         return report
 
 
-def restore_pictures(config: DipConfig, run: DipRun) -> str:
-    """Restores pictures, or goes on doing so; returns what to tell the user. Raises UserError and Stopped."""
+def restore_pictures(config: DipConfig, run: DipRun, chosen: Collection[str] = tuple(CROSS_FIT)) -> str:
+    """Restores pictures, or goes on doing so; returns what to tell the user. Fields of the configuration that were not
+    `chosen` become those of cross-fitting where that pays. Raises UserError and Stopped."""
     devices.set_up()
     check_dip(config, run)
     given = measurements.load_measurements(config)
     if config.stop == "oracle" and given.clean is None:
         raise UserError("--stop oracle needs the clean picture; give it as --clean")
+    if not run.resume:
+        config = recommended(config, chosen, len(given.names) * given.size[0] * given.size[1])
     with claimed_workdir("dip", run.workdir, run.resume) as workdir, writing(workdir):
         if run.resume:
             check_same(workdir, config, given)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dipddpm_jax import devices, plots
+from dipddpm_jax.commands.beside import means_beside
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.outcome import Outcome, decibels
 from dipddpm_jax.config.dip import DipConfig
@@ -35,7 +36,7 @@ def memory_peak() -> int:
     return devices.peak_memory() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def write_pictures(workdir: Path, given: Measurements, result: Outcome) -> list[dict[str, Any]]:
+def write_pictures(workdir: Path, config: DipConfig, given: Measurements, result: Outcome) -> list[dict[str, Any]]:
     """All pictures of a run; returns what results.json says about each. Raises OSError."""
     rows = []
     for i, name in enumerate(given.names):
@@ -48,6 +49,11 @@ def write_pictures(workdir: Path, given: Measurements, result: Outcome) -> list[
             "picture": name, "restored_is": chosen, "step": result.steps[i].tolist(),
             "stopped": result.stopped[i].tolist(), "sigma": 255 * float(given.sigma[i]),
             "estimated_psnr": decibels(float(result.error[i]))}
+        if config.task == "denoise" and not config.peak and given.sigma[i] > 0:
+            simple = means_beside(given.measurements[i], float(given.sigma[i]))
+            row["non_local_means"] = {"estimated_psnr": decibels(simple.error)}
+            if given.clean is not None:
+                row["non_local_means"] |= psnr_and_ssim(given.clean[i], simple.picture)
         if given.clean is not None:
             row |= {key: psnr_and_ssim(given.clean[i], parts[key]) for key in ("restored", OTHER[chosen])}
             row["measurement"] = psnr_and_ssim(given.clean[i], enlarged(parts["measurement"], given.size))
@@ -73,7 +79,7 @@ def write_report(
     """Pictures and results.json; returns what the latter holds. Raises OSError."""
     oracle = config.stop == "oracle"
     report = {"stop": "oracle: SAW THE CLEAN PICTURE, for study only" if oracle else config.stop,
-              "pictures": write_pictures(workdir, given, result), "notes": notes, "seconds": round(seconds, 1),
+              "pictures": write_pictures(workdir, config, given, result), "notes": notes, "seconds": round(seconds, 1),
               "peak_memory_bytes": memory_peak()}
     write_json(report, workdir / "results.json")
     return report
@@ -97,17 +103,29 @@ def animate(workdir: Path) -> None:
         plots.save_gif(np.stack([read_picture(file) for file in files])[:, None], workdir / "fit.gif")
 
 
+def _estimates(row: dict[str, Any]) -> list[str]:
+    """A line on what is known without the clean picture, beside non-local means."""
+    known = {"restored": row["estimated_psnr"], "non-local means": row.get("non_local_means", {}).get("estimated_psnr")}
+    parts = [f"{name} {value:.2f} dB" for name, value in known.items() if value is not None]
+    text = f"  estimated without the clean picture: {', '.join(parts)}" if parts else ""
+    if "psnr" in row.get("non_local_means", {}):
+        gain = row["restored"]["psnr"] - row["non_local_means"]["psnr"]
+        text += f"; by the clean picture restored is {gain:+.2f} dB to non-local means"
+    return [text] if text else []
+
+
 def describe(report: dict[str, Any], given: Measurements, workdir: Path) -> str:
     """What came out, a line a picture, and what should be known about it."""
     made = "made from the clean picture" if given.degraded else "as given"
     lines = [f"stop rule: {report['stop']}; measurement {made}; {report['seconds']:.0f} s, "
              f"{report['peak_memory_bytes'] / 2**30:.2f} GB"]
     for row in report["pictures"]:
-        steps = [step for seed in row["step"] for step in seed]
-        text = f"{row['picture']}: kept step {', '.join(map(str, steps[:6]))}, sigma {row['sigma']:.1f}"
+        steps = [step for repeat in row["step"] for step in repeat]
+        more = f" and {len(steps) - 6} more" if len(steps) > 6 else ""
+        text = f"{row['picture']}: kept step {', '.join(map(str, steps[:6]))}{more}, sigma {row['sigma']:.1f}"
         for key in ("measurement", "restored", "output", "average"):
             if isinstance(row.get(key), dict):
                 text += f"; {key} {row[key]['psnr']:.2f} dB, SSIM {row[key]['ssim']:.3f}"
-        lines.append(text)
+        lines += [text, *_estimates(row)]
     lines += [f"note: {note}" for note in report["notes"]]
     return "\n".join([*lines, f"Pictures: {workdir / 'comparison.png' if len(given.names) == 1 else workdir}"])

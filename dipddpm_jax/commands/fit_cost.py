@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 
 from dipddpm_jax import devices, memory
-from dipddpm_jax.commands.fits import OVERLAP
+from dipddpm_jax.commands.fits import OVERLAP, repeats
 from dipddpm_jax.commands.tiles import Box, tile_boxes
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip.fit import Dip, DipProblem
@@ -14,6 +14,9 @@ from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
 
 LONG = 60  # seconds: a restoration that will take longer says so
+SHORT = 2  # seconds that one device call should take at most
+MOST_STEPS = 50  # in one device call
+STEP_SECONDS = {"skip": 2e-5}  # for each pixel, on two slow cores; the other networks take 3e-6 or less
 
 
 def code_shape(config: DipConfig, size: tuple[int, int], channels: int) -> tuple[int, int, int]:
@@ -60,7 +63,7 @@ def fit_boxes(config: DipConfig, size: tuple[int, int]) -> list[Box]:
 def check_fit_memory(config: DipConfig, fit: Dip, boxes: list[Box], channels: int, pictures: int) -> str:
     """What the fits of so many pictures will cost, as a sentence. Raises UserError when it is more than there is, even
     if the work space turns out to be half of its bound."""
-    count, side = pictures * config.seeds * len(boxes), boxes[0][2:]
+    count, side = pictures * repeats(config) * len(boxes), boxes[0][2:]
     held, work = fit_bytes(config, fit, side, channels, count)
     what = f"{count} fit{'s' * (count != 1)} of {side[1]}x{side[0]} pixels (--network {config.network})"
     try:
@@ -69,6 +72,14 @@ def check_fit_memory(config: DipConfig, fit: Dip, boxes: list[Box], channels: in
         raise UserError(f"{error}; a smaller --crop, --size, --tile or --network, or fewer pictures, need less"
                         ) from None
     return f"{what}, at most {config.num_steps} steps, about {memory.in_words(held + work)} of memory"
+
+
+def short_chunk(config: DipConfig, boxes: list[Box], pictures: int) -> int:
+    """Steps in one device call: SHORT seconds' worth on a CPU, so that the progress bar moves soon, at most 50."""
+    pixels = pictures * repeats(config) * len(boxes) * boxes[0][2] * boxes[0][3]
+    if jax.default_backend() != "cpu":
+        return MOST_STEPS
+    return max(1, min(MOST_STEPS, round(SHORT / (STEP_SECONDS.get(config.network, 3e-6) * pixels))))
 
 
 class Clock:

@@ -1,4 +1,6 @@
 """From the configuration of a restoration to a batch of fits: the one place where its names become functions."""
+from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -6,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from dipddpm_jax import dip, networks
 from dipddpm_jax.commands import measurements, tiles
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip import Dip, DipProblem, DipState, stopping, study
+from dipddpm_jax.dip.crossfit import small_skip_net
+from dipddpm_jax.dip.folds import fold_masks
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.inverse import noises, operators
 
@@ -21,18 +25,19 @@ LEARNING_RATES = {"conv": 0.002}  # at most, by default: at 0.01 all ReLUs of a 
 
 
 class Fits(NamedTuple):
-    """All fits of a run as one batch: rows are pictures x seeds x tiles, tiles the fastest."""
+    """All fits of a run as one batch: rows are pictures x repeats x tiles, tiles the fastest; the repeats of a picture
+    are seeds x folds, folds the faster."""
 
     problems: DipProblem
     boxes: list[tiles.Box]
     pictures: int
-    seeds: int
+    repeats: int
 
     def whole(self, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Rows of fitted tiles as (picture, seed, height, width, channel)."""
+        """Rows of fitted tiles as (picture, repeat, height, width, channel)."""
         count = len(self.boxes)
         joined = [tiles.join_tiles(rows[i : i + count], self.boxes, size) for i in range(0, len(rows), count)]
-        return np.stack(joined).reshape(self.pictures, self.seeds, *joined[0].shape)
+        return np.stack(joined).reshape(self.pictures, self.repeats, *joined[0].shape)
 
 
 def dip_network(name: str, channels: int) -> nn.Module:
@@ -42,6 +47,8 @@ def dip_network(name: str, channels: int) -> nn.Module:
             return networks.SkipNet(channels, (128,) * 5, (128,) * 5, (4,) * 5)
         case "skip-light":
             return networks.SkipNet(channels, (32,) * 5, (32,) * 5, (4,) * 5)
+        case "skip-small":
+            return small_skip_net(channels)
         case "skip-001":
             return networks.SkipNet(channels)
         case "conv":
@@ -91,28 +98,49 @@ def held_out_share(pixels: int) -> float:
 
 
 def make_fits(config: DipConfig, given: Measurements) -> Fits:
-    """One problem for every picture, seed and tile, stacked."""
+    """One problem for every picture, seed, fold and tile, stacked."""
     scale = given.size[0] // given.measurements.shape[1]
     boxes = tiles.tile_boxes(given.size, config.tile, OVERLAP, scale)
     rows = []
-    for i in range(len(given.names)):
-        for seed in range(config.seeds):
-            for place, (top, left, height, width) in enumerate(boxes):
-                inner = (slice(top // scale, (top + height) // scale), slice(left // scale, (left + width) // scale))
-                y = given.measurements[i][inner]
-                code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
-                known = None if given.known is None else given.known[i][inner]
-                seen = np.ones((*y.shape[:2], 1), np.float32) if known is None else known
-                held = None
-                if config.stop == "held-out":
-                    share = held_out_share(int(seen.sum()))
-                    held = np.asarray(operators.held_out_mask(held_key, jnp.asarray(seen), share))
-                    seen = seen * (1 - held)
-                rows.append(DipProblem(
-                    make_code(config, code_key, y, seen, (height, width)), y,
-                    None if given.clean is None else given.clean[i, top : top + height, left : left + width],
-                    known, held, given.sigma[i]))
-    return Fits(stack(rows), boxes, len(given.names), config.seeds)
+    for i, seed, fold, place in _places(config, len(given.names), len(boxes)):
+        top, left, height, width = boxes[place]
+        inner = (slice(top // scale, (top + height) // scale), slice(left // scale, (left + width) // scale))
+        y = given.measurements[i][inner]
+        code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
+        known = None if given.known is None else given.known[i][inner]
+        seen = np.ones((*y.shape[:2], 1), np.float32) if known is None else known
+        held = None
+        if config.stop == "held-out":
+            held = held_out_pixels(config, held_key, seen, fold)
+            seen = seen * (1 - held)
+        rows.append(DipProblem(
+            make_code(config, _of_fold(code_key, fold), y, seen, (height, width)), y,
+            None if given.clean is None else given.clean[i, top : top + height, left : left + width],
+            known, held, given.sigma[i]))
+    return Fits(stack(rows), boxes, len(given.names), repeats(config))
+
+
+def repeats(config: DipConfig) -> int:
+    """Fits of each picture or tile."""
+    return config.seeds * config.folds
+
+
+def held_out_pixels(
+    config: DipConfig, key: Any, known: Float[np.ndarray, "h w _"], fold: int
+) -> Float[np.ndarray, "h w 1"]:
+    """What a fit does not see: its fold, of several, or else a share of what is known."""
+    if config.folds > 1:
+        return np.asarray(fold_masks(key, jnp.asarray(known), config.folds)[fold])
+    return np.asarray(operators.held_out_mask(key, jnp.asarray(known), held_out_share(int(known.sum()))))
+
+
+def _places(config: DipConfig, pictures: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+    """(picture, seed, fold, tile) of every row, the last the fastest."""
+    return product(range(pictures), range(config.seeds), range(config.folds), range(count))
+
+
+def _of_fold(key: Any, fold: int) -> Any:
+    return jax.random.fold_in(key, fold) if fold else key
 
 
 def _key(config: DipConfig, *places: int) -> Any:
@@ -145,7 +173,6 @@ def take(tree: PyTree, rows: np.ndarray | int) -> PyTree:
 
 def start_fits(config: DipConfig, fit: Dip, fits: Fits) -> DipState:
     """Random weights for every row, each from a key of its own."""
-    count = len(fits.boxes)
-    keys = [_key(config, row // (count * fits.seeds), row // count % fits.seeds, row % count, 2)
-            for row in range(fits.pictures * fits.seeds * count)]
+    keys = [_of_fold(_key(config, i, seed, place, 2), fold)
+            for i, seed, fold, place in _places(config, fits.pictures, len(fits.boxes))]
     return stack([fit.init(take(fits.problems, row), key) for row, key in enumerate(keys)])

@@ -11,9 +11,11 @@ from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
+from dipddpm_jax.dip.folds import cross_fit_errors
 from dipddpm_jax.dip.problem import is_stuck
+from dipddpm_jax.inverse.noises import Gaussian, Poisson
 
-Candidates = Float[np.ndarray, "pictures seeds h w c"]
+Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
 
 class Outcome(NamedTuple):
@@ -23,27 +25,31 @@ class Outcome(NamedTuple):
     other: Candidates  # the one of output and average that was not chosen
     chosen: tuple[str, ...]  # "average" or "output", what is restored
     error: Float[np.ndarray, "pictures"]
-    """Estimated mean squared error of what is restored to the clean picture, as far as it is observed. With the rule
-    held-out, whose pixels no fit has seen: E |Af(z) - y|^2 = error + sigma^2 (Batson and Royer 2019, proposition 1).
-    With others a lower bound, since the fit has seen all of y and its error is correlated with the noise."""
-    steps: Int[np.ndarray, "pictures seeds tiles"]  # counted from 1, of the output that was kept
-    stopped: Bool[np.ndarray, "pictures seeds tiles"]  # whether the rule fired
-    stuck: Bool[np.ndarray, "pictures seeds tiles"]  # whether the fit lies near a constant
+    """Estimated mean squared error of what is restored to the clean picture, as far as it is observed: of cross-fitting
+    `dip.folds.cross_fit_errors`; of one fit with the rule held-out, whose pixels it has not seen: E |Af(z) - y|^2 =
+    error + sigma^2 (Batson and Royer 2019, proposition 1). With other rules a lower bound, since the fit has seen all
+    of y and its error is correlated with the noise."""
+    steps: Int[np.ndarray, "pictures repeats tiles"]  # counted from 1, of the output that was kept
+    stopped: Bool[np.ndarray, "pictures repeats tiles"]  # whether the rule fired
+    stuck: Bool[np.ndarray, "pictures repeats tiles"]  # whether the fit lies near a constant
 
 
 def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states: DipState) -> Outcome:
     """The rule held-out says when; of the output and the average at that step, the one with the lower error on its
     pixels is restored (the average, unless the fit is too short for it). The other rules keep an output."""
-    shape = (fits.pictures, fits.seeds, len(fits.boxes))
+    shape = (fits.pictures, fits.repeats, len(fits.boxes))
     kept = {name: np.asarray(getattr(states.kept, name)) for name in ("output", "average")}
     whole = {name: fits.whole(rows, given.size) for name, rows in kept.items()}
     misfits = {name: _misfits(fit, fits, rows) for name, rows in kept.items()}
     averages = (misfits["average"] <= misfits["output"]) & (config.stop == "held-out")
     chosen = tuple("average" if average else "output" for average in averages)
     pick = averages[:, None, None, None, None]
-    misfit = np.where(averages, misfits["average"], misfits["output"])
+    error = np.where(averages, misfits["average"], misfits["output"]) - given.sigma.astype(np.float64) ** 2
+    if config.folds > 1:
+        error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
+                                  rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
-    return Outcome(restored, other, chosen, misfit - given.sigma.astype(np.float64) ** 2,
+    return Outcome(restored, other, chosen, error,
                    np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape),
                    _stuck(fit, fits, kept["output"]).reshape(shape))
 
@@ -59,6 +65,24 @@ def _misfits(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Float[
         sums[i] = (weight * (np.asarray(fit.observe(jnp.asarray(row))) - y) ** 2).sum(), weight.sum()
     total, count = sums.reshape(fits.pictures, -1, 2).sum(1).T
     return total / np.maximum(count, 1)
+
+
+def _cross_fit_errors(
+    config: DipConfig, given: Measurements, fit: Dip, fits: Fits, chosen: list[Float[np.ndarray, "n h w c"]]
+) -> Float[np.ndarray, "pictures"]:
+    """Estimated error of the mean of all fits of each picture, from what they restored; of tiles the mean."""
+    errors = np.zeros(fits.pictures)
+    for i, rows in enumerate(chosen):
+        for place in range(len(fits.boxes)):
+            mine = np.arange(place, len(rows), len(fits.boxes))
+            problems = take(fits.problems, i * len(rows) + mine)
+            observed = jnp.stack([fit.observe(jnp.asarray(row)) for row in rows[mine]])
+            y = problems.measurement[0]
+            known = jnp.ones_like(y) if problems.known is None else jnp.broadcast_to(problems.known[0], y.shape)
+            noise = Poisson(config.peak) if config.peak else Gaussian(jnp.asarray(given.sigma[i]))
+            part = cross_fit_errors(observed, y, problems.held_out, known, noise.variance(observed.mean(0)))
+            errors[i] += float(part.overall(known.mean())) / len(fits.boxes)
+    return errors
 
 
 def _stuck(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n"]:

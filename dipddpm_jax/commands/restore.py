@@ -12,12 +12,10 @@ from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.outcome import outcome
 from dipddpm_jax.commands.sources import LEAST_SIDE
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.noise_level import estimate_sigma
-
-CHUNK = 50  # steps in one device call
 
 
 class Units(NamedTuple):
@@ -39,8 +37,8 @@ class Units(NamedTuple):
 
 def restore(
     noisy: np.ndarray, *, task: str = "denoise", mask: np.ndarray | None = None, factor: int | None = None,
-    blur: float | None = None, sigma: float | None = None, network: str = "skip-light", stop: str = "held-out",
-    num_steps: int = 3000, seed: int = 0, progress: bool = False,
+    blur: float | None = None, sigma: float | None = None, network: str | None = None, stop: str = "held-out",
+    num_steps: int | None = None, folds: int | None = None, seed: int = 0, progress: bool = False,
 ) -> np.ndarray:
     """Restores one picture by fitting an untrained network to it (deep image prior, Ulyanov et al. 2018), until a rule
     that sees nothing but the picture says stop: restored = f(z), z fixed noise, min |A f(z) - noisy|^2.
@@ -51,19 +49,23 @@ def restore(
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
-    picture's units, estimated if it is None; only stop="discrepancy" uses it. `network` and `stop` are those of
-    `dipddpm-jax dip`. Equal seeds give equal pictures. `progress` shows a bar.
+    picture's units, estimated if it is None; only stop="discrepancy" uses it. `network`, `stop`, `num_steps` and
+    `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a small picture, they have. Equal seeds give
+    equal pictures. `progress` shows a bar.
 
     Raises UserError for what is no picture, for options that do not fit the task, and where memory would not do.
     """
-    for name, value in (("task", task), ("network", network), ("stop", stop)):
+    chosen = {name: value for name, value in (("network", network), ("num_steps", num_steps), ("folds", folds))
+              if value is not None}
+    for name, value in (("task", task), ("network", network or DipConfig.network), ("stop", stop)):
         check_name(DipConfig, name, value)
     picture, known, units = _checked(noisy, task, mask)
     _check_options(task, factor=factor, blur=blur, sigma=sigma, stop=stop)
     config = DipConfig(
-        task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, network=network, stop=stop,
-        factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, num_steps=num_steps, seed=seed)
+        task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop,
+        factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, seed=seed, **chosen)
     check_dip(config)
+    config = recommended(config, chosen, picture.shape[0] * picture.shape[1])
     y = units.inside(picture)
     level = estimate_sigma(y, known) if sigma is None else sigma / units.span
     scale = config.factor if task == "superres" else 1
@@ -131,10 +133,10 @@ def _fitted(config: DipConfig, given: Measurements, progress: bool) -> Float[np.
     fit_cost.check_fit_memory(config, fit, boxes, channels, 1)
     fits = make_fits(config, given)
     batch = Batch(fit, fits.problems, start_fits(config, fit, fits), jax.default_backend() != "cpu")
-    step = 0
+    step, chunk = 0, fit_cost.short_chunk(config, boxes, 1)
     with tqdm(total=config.num_steps, unit="step", dynamic_ncols=True, disable=not progress) as bar:
         while step < config.num_steps and not np.all(batch.part.stopped):
-            count = min(CHUNK, config.num_steps - step)
+            count = min(chunk, config.num_steps - step)
             _, curves = batch.advance(count)
             if not np.isfinite(curves["loss"][curves["active"]]).all():
                 raise UserError(f"the fit diverged: its loss is not finite by step {step + count}")

@@ -3,8 +3,8 @@
 Plain Python, so that the command line is parsed before JAX is imported.
 """
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -40,9 +40,9 @@ class DipConfig:
     """Cut and resize pictures to squares of this side first. That changes their noise: --crop does not."""
     crop: int | None = None
     """Cut squares of this side out of the middle of pictures first, their pixels as they are."""
-    network: Literal["skip", "skip-light", "skip-001", "conv", "decoder"] = "skip-light"
-    """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-001: system 001's 8, 16, 32; conv:
-    three plain convolutions; decoder: the deep decoder."""
+    network: Literal["skip", "skip-light", "skip-small", "skip-001", "conv", "decoder"] = "skip-light"
+    """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-small: 16 on 3 levels; skip-001:
+    system 001's 8, 16, 32; conv: three plain convolutions; decoder: the deep decoder."""
     variant: Literal["plain", "tv", "self-guided", "aseqdip"] = "plain"
     weight: float | None = None
     """Weight of the variant's penalty; default: tv 0.02, self-guided 0.1, aseqdip 1."""
@@ -67,8 +67,13 @@ class DipConfig:
     """Outputs in the window of wmv."""
     patience: int = 1000
     """Steps without a new best after which a fit stops."""
+    folds: int = 1
+    """Cross-fitting: so many fits of each picture, each blind to another part of its pixels and stopped by it. Their
+    mean is restored, and its error estimated, without the clean picture. Costs as many times one fit. To denoise up to
+    128x128 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1000 --patience
+    300, but for those of them that are given."""
     seeds: int = 1
-    """Fits of each picture; several give their mean and an uncertainty."""
+    """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
     tile: int = 768
     """Pictures with a longer side are fitted in overlapping tiles of this side."""
@@ -84,8 +89,8 @@ class DipRun:
     """Go on with the restoration in --workdir, as it was configured; a larger --num-steps makes it longer."""
     save_every: int = 500
     """Steps between checkpoints."""
-    chunk: int = 50
-    """Steps in one device call."""
+    chunk: int | None = None
+    """Steps in one device call; default: about two seconds' worth, at most 50."""
     gif: bool = False
     """Also an animation of the first picture's fit, fit.gif."""
 
@@ -125,6 +130,19 @@ class StagedRun:
     """Directory to write to; default: runs/staged-NUMBER, a new one."""
     resume: bool = False
     """Go on with the staged fit in --workdir, as it was configured."""
+
+
+CROSS_FITTED = 128 * 128  # most pixels, of all pictures of a run, that are cross-fitted by default
+CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1000, "patience": 300}
+
+
+def recommended(config: DipConfig, given: Collection[str], pixels: int) -> DipConfig:
+    """The configuration for so many pixels, in which those of the fields of CROSS_FIT that the user did not give are
+    those of cross-fitting, where that pays: to denoise few pixels, or if folds are asked for."""
+    wanted = config.folds > 1 if "folds" in given else pixels <= CROSS_FITTED
+    if not wanted or config.task != "denoise" or config.stop != "held-out":
+        return config
+    return replace(config, **{name: value for name, value in CROSS_FIT.items() if name not in given})
 
 
 Config = TypeVar("Config", DipConfig, StagedConfig)

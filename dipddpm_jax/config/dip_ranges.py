@@ -21,11 +21,16 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
         "--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
         "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
         "--crop": (config.crop, 8, 2**14), "--weight": (config.weight, 0, 1e9), "--jitter": (config.jitter, 0, 9),
-        "--seeds": (config.seeds, 1, 99), "--num-steps": (config.num_steps, 1, 10**7),
+        "--seeds": (config.seeds, 1, 99), "--folds": (config.folds, 1, 50), "--num-steps": (config.num_steps, 1, 10**7),
         "--learning-rate": (config.learning_rate, 1e-12, 1e3), "--fall-back": (config.fall_back, 0, 1e3),
         "--window": (config.window, 2, 10**5), "--patience": (config.patience, 1, 10**7),
         "--seed": (config.seed, 0, 2**31 - 1), "--tile": (config.tile, 128, 2**14),
         "--save-every": (run.save_every, 1, 10**7), "--chunk": (run.chunk, 1, 10**5)})
+    if config.folds == 2:
+        raise UserError("--folds 2: with two parts only one fit sees a pixel; give 1, or 3 or more")
+    if config.folds > 1 and config.stop != "held-out":
+        raise UserError(f"--folds {config.folds} holds out pixels for --stop held-out; with --stop {config.stop} it "
+                        "must be 1")
     if config.size is not None and config.crop is not None:
         raise UserError("--size resizes pictures and --crop cuts them: give one of the two")
     if config.variant in FED_PICTURES and (config.network == "decoder" or config.code == "meshgrid"):
@@ -96,9 +101,14 @@ def idle_options(config: DipConfig | StagedConfig) -> dict[str, str]:
     return idle
 
 
+def typed_options(argv: Sequence[str]) -> set[str]:
+    """Options that were typed, as --num-steps."""
+    return {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+
+
 def refuse_idle(config: DipConfig | StagedConfig, argv: Sequence[str]) -> None:
     """Raises UserError for an option that was typed although it does nothing: it would not do what was meant."""
-    typed = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    typed = typed_options(argv)
     for option, why in idle_options(config).items():
         if option in typed:
             raise UserError(f"{option} does nothing here: {why}; leave it out")

@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 
 from dipddpm_jax.commands import dip, fits, measurements, outcome
+from dipddpm_jax.commands.beside import means_beside
 from dipddpm_jax.commands.cli import train_main
 from dipddpm_jax.commands.tiles import join_tiles, tile_boxes
 from dipddpm_jax.config import dip_ranges
-from dipddpm_jax.config.dip import DipConfig, DipRun, load_dip_config, save_dip_config
+from dipddpm_jax.config.dip import CROSS_FIT, DipConfig, DipRun, load_dip_config, recommended, save_dip_config
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.errors import UserError
 
-QUICK = ["--network", "conv", "--num-steps", "20", "--chunk", "10", "--save-every", "10"]
+QUICK = ["--network", "conv", "--folds", "1", "--num-steps", "20", "--chunk", "10", "--save-every", "10"]
 
 
 def a_picture(height=16, width=16, seed=0):
@@ -65,10 +66,11 @@ def test_a_noisy_picture_is_restored_without_a_clean_one(clean, tmp_path):
     assert "psnr" not in (tmp_path / "out" / "curves.jsonl").read_text()
 
 
-@pytest.mark.parametrize("large", [bands.LARGE, 1], ids=["", "rows shared"])
-def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, monkeypatch):
+@pytest.mark.parametrize("large, folds", [(bands.LARGE, 1), (1, 1), (bands.LARGE, 3)],
+                         ids=["", "rows shared", "cross-fitted"])
+def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, folds, monkeypatch):
     monkeypatch.setattr(bands, "LARGE", large)
-    config = DipConfig(clean=clean, network="conv", num_steps=20, window=4)
+    config = DipConfig(clean=clean, network="conv", num_steps=20, window=4, folds=folds)
     run = DipRun(chunk=5, save_every=10, gif=True)
     given = measurements.load_measurements(config)
     for name in ("whole", "parts"):
@@ -82,6 +84,63 @@ def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, mo
     jax.tree.map(np.testing.assert_array_equal, *states)
     pictures = [{file.name: file.read_bytes() for file in (job.workdir / "frames").iterdir()} for job in (whole, parts)]
     assert len(pictures[0]) == 4 and pictures[0] == pictures[1]  # of the animation
+
+
+def test_a_picture_is_cross_fitted(clean, tmp_path, capsys):
+    run("--clean", clean, "--folds", 3, "--seeds", 2, "--workdir", tmp_path / "out")
+    result = scores_of(tmp_path / "out")[0]
+    assert len(result["step"]) == 6 and (tmp_path / "out" / "uncertainty.png").exists()
+    said = capsys.readouterr().out
+    assert f"restored {result['estimated_psnr']:.2f} dB" in said and "to non-local means" in said
+    assert abs(result["non_local_means"]["estimated_psnr"] - result["non_local_means"]["psnr"]) < 3
+
+
+def test_folds_of_a_seed_hold_out_every_known_pixel_once_and_nothing_else_is_shared(clean):
+    config = DipConfig(clean=clean, network="conv", folds=4, seeds=2, task="inpaint", keep=0.7)
+    given = measurements.load_measurements(config)
+    problems = fits.make_fits(config, given).problems
+    held = np.asarray(problems.held_out).reshape(2, 4, 16, 16, 1)
+    for seed in held:
+        np.testing.assert_array_equal(seed.sum(0), given.known[0])
+    assert not np.array_equal(held[0], held[1])
+    assert len(np.unique(np.asarray(problems.code).reshape(8, -1)[:, 0])) == 8
+
+
+def test_one_fold_is_the_fit_of_before(clean):
+    """Codes, weights and held-out pixels of runs that know nothing of folds, and of the first fold."""
+    given = measurements.load_measurements(DipConfig(clean=clean))
+    one, three = (fits.make_fits(DipConfig(clean=clean, folds=folds), given).problems for folds in (1, 3))
+    np.testing.assert_array_equal(one.code[0], three.code[0])
+
+
+def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_path):
+    few, many = 128 * 128, 129 * 128
+    assert recommended(DipConfig(), (), few) == DipConfig(**CROSS_FIT)
+    assert recommended(DipConfig(network="conv"), ("network", "image"), few) == DipConfig(
+        **{**CROSS_FIT, "network": "conv"})
+    for same in (DipConfig(stop="wmv"), DipConfig(task="inpaint")):
+        assert recommended(same, (), few) == same
+    assert recommended(DipConfig(), (), many) == recommended(DipConfig(), ("folds",), few) == DipConfig()
+    assert recommended(DipConfig(folds=3), ("folds",), many).network == "skip-small"
+    save_dip_config(DipConfig(), tmp_path / "config.json")
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["dip"]["folds"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert load_dip_config(tmp_path / "config.json")[0] == DipConfig()
+    for bad in (dict(folds=2), dict(folds=3, stop="emv"), dict(folds=0)):
+        with pytest.raises(UserError, match="--folds"):
+            dip_ranges.check_dip(DipConfig(**bad))
+
+
+def test_non_local_means_are_judged_without_the_clean_picture():
+    clean = np.float32(0.5 + 0.3 * np.sin(np.mgrid[:48, :48].sum(0) / 6))[..., None]
+    true, said = [], []
+    for seed in range(3):
+        y = (clean + 0.1 * np.random.default_rng(seed).normal(size=clean.shape)).astype(np.float32)
+        simple = means_beside(y, 0.1)
+        true.append(np.mean((simple.picture - clean) ** 2))
+        said.append(simple.error)
+    assert np.mean(true) < 0.1**2 / 4 and abs(10 * np.log10(np.mean(said) / np.mean(true))) < 1
 
 
 def test_a_folder_is_one_batch_and_each_picture_keeps_its_result(tmp_path):

@@ -78,6 +78,6 @@ def test_bad_input_is_refused(words):
 def test_a_noisy_picture_gets_better():
     clean = 40_000 * scene() + 5000
     noisy = np.round(clean + 4000 * np.random.default_rng(0).normal(size=clean.shape)).astype(np.uint16)
-    out = restore(noisy, network="conv", num_steps=250, seed=1)
+    out = restore(noisy, network="conv", num_steps=250, folds=3, seed=1)
     before, after = (np.mean((x - clean) ** 2) for x in (noisy, out))
     assert out.dtype == np.uint16 and after < 0.5 * before

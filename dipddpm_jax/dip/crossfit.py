@@ -1,0 +1,182 @@
+"""Cross-fitting of one picture: K fits, each blind to another K-th of the known pixels, and the mean of what they keep.
+
+A single fit that is stopped by held-out pixels has lost those pixels, and its random weights leave an error of their
+own. K fits with disjoint held-out parts lose nothing together, their mean averages the random part away, and every
+known pixel is unseen by one fit, so that the error of the mean can be estimated without the clean picture.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Key
+
+from dipddpm_jax.dip import stopping
+from dipddpm_jax.dip.batches import advance_all, spread_fits
+from dipddpm_jax.dip.codes import noise_code
+from dipddpm_jax.dip.fit import Dip, DipState
+from dipddpm_jax.dip.folds import cross_fit_errors, fold_masks
+from dipddpm_jax.dip.problem import DipProblem
+from dipddpm_jax.dip.variants import total_variation
+from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
+from dipddpm_jax.inverse.noises import Poisson, poisson_misfit, squared_error
+from dipddpm_jax.inverse.operators import identity
+from dipddpm_jax.networks import SkipNet
+from dipddpm_jax.types import Image
+
+PATIENCE = 300  # steps without a lower held-out error after which a fit stops
+NEVER = stopping.never()
+CHUNK = 100  # steps in one device call
+COUNTS_MISFIT = poisson_misfit(1.0)  # without the peak it is of the scale of a squared error: (f - y)^2 / (2 x)
+
+
+def small_skip_net(channels: int) -> nn.Module:
+    """An hourglass of 16 channels on 3 levels: for pictures of 64x64 as good as wider ones, and quicker."""
+    return SkipNet(channels, (16,) * 3, (16,) * 3, (4,) * 3)
+
+
+def a_fit(
+    network: Callable[[int], nn.Module] = small_skip_net, channels: int = 1, weight: float = 0.02, rate: float = 0.01,
+    average_decay: float = 0.99, patience: int = PATIENCE,
+) -> Dip:
+    """DIP-TV with `weight`, by Adam with learning rate `rate`, stopped by the held-out rule."""
+    return Dip(network(channels), optax.adam(rate), stopper=stopping.held_out(patience), average_decay=average_decay,
+               penalty=total_variation(weight))
+
+
+def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_steps: int = 1000) -> Restore:
+    """A restorer: the mean of `folds` fits, each stopped by the held-out rule on its own part of the known pixels.
+
+    `fits(channels)` makes the fit, by default `a_fit` with a small hourglass. The restoration's `spread` is the
+    standard deviation between the fits, and its `evidence.error` the estimated mean squared error of the mean
+    (`cross_fit_errors`), of A x if A is no mask. Holes of a mask are assumed to lie as pixels do that are drawn at
+    random. The measurement must have the axes (row, column, channel). Not for use under `jit`.
+    """
+    fit_for = _remembered(fits or (lambda channels: a_fit(channels=channels)))
+
+    def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        known = known_pixels(measurement, key)
+        fit = fit_for(measurement, known)
+        parts = fold_masks(jax.random.fold_in(key, 0), known, folds)
+        states = run_fits(fit, *start_fold_fits(fit, measurement, known, parts, key), num_steps)
+        return restoration(measurement, known, parts, states)
+
+    return restore
+
+
+def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_steps: int = 1000) -> Restore:
+    """A restorer at the cost of two fits: one that holds out one of `share` parts says when to stop, and a second one
+    with the same weights and code, which sees all known pixels, is stopped at that step. `evidence.error` is that of
+    the first fit where it is blind, an upper bound in expectation."""
+    fit_for = _remembered(fits or (lambda channels: a_fit(channels=channels)))
+
+    def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        known = known_pixels(measurement, key)
+        fit = fit_for(measurement, known)
+        parts = fold_masks(jax.random.fold_in(key, 0), known, share)[:1]
+        problems, begun = start_fold_fits(fit, measurement, known, parts, key)
+        blind = run_fits(fit, problems, begun, num_steps)
+        whole = dataclasses.replace(fit, stopper=NEVER)
+        problem = jax.tree.map(lambda leaf: leaf[0], problems)._replace(held_out=None)
+        first = jax.tree.map(lambda leaf: leaf[0], begun)
+        state = _advance_to(whole, problem, whole.start(
+            problem, {"params": first.params, **first.statistics}, first.key), blind.kept.step[0] + 1)
+        error = _blind_error(measurement, known, parts[0], blind.kept.average[0])
+        return Restoration(state.average, None, Cost(steps=int(blind.step[0] + state.step), error=error))
+
+    return restore
+
+
+def known_pixels(measurement: Measurement, key: Key[Array, ""]) -> Float[Array, "..."]:
+    """1 where the measurement says something of the picture, 0 where the row of A is zero, as in the holes of a mask:
+    those where A of a random picture is 0."""
+    shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+    return (measurement.operator.forward(jax.random.uniform(key, shape, minval=0.5)) != 0).astype(measurement.y.dtype)
+
+
+def start_fold_fits(
+    fit: Dip, measurement: Measurement, known: Float[Array, "..."], parts: Float[Array, "folds h w 1"],
+    key: Key[Array, ""],
+) -> tuple[DipProblem, DipState]:
+    """One fit for each part, which it does not see; codes and weights are drawn with a key of its own."""
+    shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+
+    def start(part, place):
+        code_key, fit_key = jax.random.split(jax.random.fold_in(key, 1 + place))
+        problem = DipProblem(noise_code(code_key, *shape[:2]), measurement.y, known=known, held_out=part)
+        return problem, fit.init(problem, fit_key)
+
+    return jax.jit(jax.vmap(start))(parts, jnp.arange(len(parts)))
+
+
+def run_fits(fit: Dip, problems: DipProblem, states: DipState, num_steps: int) -> DipState:
+    """All fits to their stop, or to `num_steps` (rounded up to whole chunks)."""
+    problems, states = spread_fits((problems, states))
+    for _ in range(0, num_steps, CHUNK):
+        if bool(states.stopped.all()):
+            break
+        states, _ = _advance(fit, problems, states, CHUNK)
+    return states
+
+
+_advance = jax.jit(advance_all, static_argnums=(0, 3))
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance_to(fit: Dip, problem: DipProblem, state: DipState, step: Int[Array, ""]) -> DipState:
+    return jax.lax.while_loop(lambda state: state.step < step, lambda state: fit.advance(problem, state, 1)[0], state)
+
+
+def restoration(
+    measurement: Measurement, known: Float[Array, "..."], parts: Float[Array, "folds h w 1"], states: DipState,
+) -> Restoration:
+    """The mean of what the fits kept, its spread, and its estimated error."""
+    pictures = states.kept.average
+    picture = pictures.mean(0)
+    observed = jax.vmap(measurement.operator.forward)(pictures)
+    variance = measurement.noise.variance(observed.mean(0))
+    errors = cross_fit_errors(observed, measurement.y, parts, known, variance)
+    error = errors.overall(known.mean())
+    return Restoration(picture, pictures.std(0), Cost(steps=int(states.step.sum()), error=float(error)))
+
+
+def _blind_error(
+    measurement: Measurement, known: Float[Array, "..."], part: Float[Array, "h w 1"], picture: Image
+) -> float:
+    """Estimated mean squared error of a fit on the part that it did not see."""
+    observed = measurement.operator.forward(picture)
+    weight = jnp.broadcast_to(part * known, observed.shape)
+    errors = jnp.square(observed - measurement.y) - measurement.noise.variance(observed)
+    return float(jnp.sum(weight * errors) / jnp.maximum(weight.sum(), 1))
+
+
+class _Kind(NamedTuple):
+    """What a compiled fit depends on."""
+
+    channels: int
+    size: tuple[int, int]
+    observe: Callable[[Image], Array]
+    counts: bool
+
+
+def _remembered(fits: Callable[[int], Dip]) -> Callable[[Measurement, Float[Array, "..."]], Dip]:
+    """The fit of a measurement; the same object for measurements of one kind, so that it is compiled once."""
+    @functools.lru_cache
+    def fit_of(kind: _Kind) -> Dip:
+        return dataclasses.replace(fits(kind.channels), observe=kind.observe, size=kind.size,
+                                   misfit=COUNTS_MISFIT if kind.counts else squared_error)
+
+    def fit_for(measurement, known):
+        shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+        probe = jnp.arange(1.0, 1 + known.size).reshape(known.shape)
+        masks = shape == known.shape and bool(jnp.array_equal(measurement.operator.forward(probe), known * probe))
+        # DipProblem.known does what a mask does, and one program serves all masks.
+        observe = identity.forward if masks else measurement.operator.forward
+        return fit_of(_Kind(shape[-1], shape[:2], observe, isinstance(measurement.noise, Poisson)))
+
+    return fit_for

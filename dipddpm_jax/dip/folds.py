@@ -1,0 +1,75 @@
+"""Held-out parts of a picture's pixels, and the error of the mean of the fits that were each blind to one of them.
+
+All of it without the clean picture: a fit's error on pixels that it never saw is its error to the clean picture plus
+the variance of their noise (cross-validation; Batson and Royer 2019, proposition 1).
+"""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+class FoldErrors(NamedTuple):
+    """Estimated mean squared errors to A x, the clean picture as it is observed; rounding may make them negative."""
+
+    blind: Float[Array, ""]  # of one fit, on pixels that it did not see
+    mean: Float[Array, ""]  # of the mean of the fits, on known pixels, all but one in K of whose fits saw them
+    missing: Float[Array, ""]  # of the mean of the fits, on pixels that none of them saw
+    gain: Float[Array, ""]  # h, the share of a pixel's noise that a fit which sees the pixel takes over
+
+    def overall(self, share: Float[Array, ""]) -> Float[Array, ""]:
+        """Of the mean of the fits on the whole picture, a `share` of whose pixels is known."""
+        return share * self.mean + (1 - share) * self.missing
+
+
+def fold_masks(key: Key[Array, ""], known: Float[Array, "h w _"], folds: int) -> Float[Array, "folds h w 1"]:
+    """`folds` masks (1, else 0) of which every pixel with a known channel (not 0) is in exactly one.
+
+    Of every `folds` known pixels that follow one another in reading order each part gets one, in random order: parts
+    are equal in size up to one pixel, and spread evenly.
+    """
+    known = jnp.any(known != 0, -1)
+    place = jnp.cumsum(known.ravel()) - 1  # of a known pixel among the known ones
+    runs = -(-known.size // folds)
+    order = jax.vmap(lambda key: jax.random.permutation(key, folds))(jax.random.split(key, runs)).ravel()
+    part = jnp.where(known.ravel(), order[place], -1).reshape(known.shape)
+    return (part[None] == jnp.arange(folds)[:, None, None]).astype(jnp.float32)[..., None]
+
+
+def cross_fit_errors(
+    observed: Float[Array, "fits *n"], y: Float[Array, "*n"], parts: Float[Array, "fits ..."],
+    known: Float[Array, "..."], variance: Float[Array, "*n"],
+) -> FoldErrors:
+    """Errors of K fits, observed through A, from the measurement y with noise of that `variance`. Every known pixel
+    must be in the `parts` of at least one fit, which is blind to it, and outside those of at least two.
+
+    Model, per pixel: a fit that is blind to it gives m + e, one that sees it m + h (y - m) + e (the leave-one-out
+    identity of linear smoothers), e independent between fits. With u the mean of the b blind fits (1 in cross-fitting)
+    and s that of the K - b others, v their unbiased variance, r = y - s and q = y - u,
+
+        C = E[r q] = (1 - h) (E(m - x)^2 + sigma^2),    B = E[r^2] - v / (K - b) = (1 - h)^2 (E(m - x)^2 + sigma^2),
+
+    so that h = 1 - B / C and E(m - x)^2 = C^2 / B - sigma^2. The error of the mean f of all K is Efron's (2004, eq.
+    2.8) E(f - x)^2 = E(f - y)^2 - sigma^2 + 2 cov(f, y), where cov(f, y) = h sigma^2 (K - b) / K. Where no fit sees,
+    it is E(m - x)^2 + Var(e) / K, with Var(e) = b (E[q^2] - C^2 / B).
+    """
+    count = observed.shape[0]
+    parts = jnp.broadcast_to(parts, observed.shape)
+    weight = jnp.broadcast_to(known, y.shape)
+
+    def average(values):
+        return jnp.sum(weight * values) / jnp.maximum(weight.sum(), 1)
+
+    blind, seeing = parts.sum(0), (1 - parts).sum(0)
+    u = jnp.sum(parts * observed, 0) / jnp.maximum(blind, 1)
+    s = jnp.sum((1 - parts) * observed, 0) / seeing
+    scatter = jnp.sum((1 - parts) * jnp.square(observed - s[None]), 0) / (seeing - 1)
+    r, q, noise = y - s, y - u, average(variance)
+    c, b = average(r * q), average(jnp.square(r) - scatter / seeing)
+    gain = jnp.where((c > 0) & (b < c), 1 - jnp.maximum(b, 0) / jnp.where(c > 0, c, 1), 0)
+    shared = jnp.where(b > 0, jnp.square(c) / jnp.where(b > 0, b, 1), c)
+    own = jnp.maximum(average(blind * (jnp.square(q) - shared)), 0)
+    mean = average(jnp.square(observed.mean(0) - y)) - noise + 2 * gain * noise * average(seeing) / count
+    alone = average(jnp.sum(parts * jnp.square(observed - y[None]), 0) / jnp.maximum(blind, 1))
+    return FoldErrors(alone - noise, mean, shared - noise + own / count, gain)
