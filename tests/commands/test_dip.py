@@ -287,7 +287,7 @@ def test_a_configuration_survives_its_file(tmp_path, clean):
     {"network": "skip"}, {"network": "skip-001", "stop": "emv"}, {"network": "decoder", "stop": "discrepancy"},
     {"variant": "tv", "code": "meshgrid"}, {"variant": "self-guided", "task": "superres"}, {"variant": "aseqdip"},
     {"peak": 40.0, "decay": "cosine"}, {"stop": "oracle", "code": "image"}, {"task": "inpaint", "stop": "patience"},
-    {"task": "deblur", "stop": "wmv"}], ids=str)
+    {"task": "deblur", "stop": "wmv"}, {"network": "skip-small", "variant": "tv", "folds": 3}], ids=str)
 def test_every_configuration_makes_a_fit(tmp_path, changes):
     Image.fromarray(a_picture(64, 72)).save(tmp_path / "clean.png")
     config = DipConfig(clean=tmp_path / "clean.png", **{"network": "skip-001", **changes})
