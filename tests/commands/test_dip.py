@@ -33,7 +33,7 @@ def clean(tmp_path):
 
 
 def run(*args):
-    train_main(["dip", *map(str, args), *QUICK])
+    train_main(["dip", *QUICK, *map(str, args)])
 
 
 def scores_of(workdir):
