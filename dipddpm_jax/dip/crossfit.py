@@ -60,7 +60,7 @@ def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_
     fit_for = _remembered(fits or (lambda channels: a_fit(channels=channels)))
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        known = known_pixels(measurement, key)
+        known = observed_pixels(measurement, key)
         fit = fit_for(measurement, known)
         parts = fold_masks(jax.random.fold_in(key, 0), known, folds)
         states = run_fits(fit, *start_fold_fits(fit, measurement, known, parts, key), num_steps)
@@ -76,7 +76,7 @@ def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_step
     fit_for = _remembered(fits or (lambda channels: a_fit(channels=channels)))
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        known = known_pixels(measurement, key)
+        known = observed_pixels(measurement, key)
         fit = fit_for(measurement, known)
         parts = fold_masks(jax.random.fold_in(key, 0), known, share)[:1]
         problems, begun = start_fold_fits(fit, measurement, known, parts, key)
@@ -92,7 +92,7 @@ def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_step
     return restore
 
 
-def known_pixels(measurement: Measurement, key: Key[Array, ""]) -> Float[Array, "..."]:
+def observed_pixels(measurement: Measurement, key: Key[Array, ""]) -> Float[Array, "..."]:
     """1 where the measurement says something of the picture, 0 where the row of A is zero, as in the holes of a mask:
     those where A of a random picture is 0."""
     shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape

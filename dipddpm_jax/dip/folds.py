@@ -19,7 +19,7 @@ class FoldErrors(NamedTuple):
     gain: Float[Array, ""]  # h, the share of a pixel's noise that a fit which sees the pixel takes over
 
     def overall(self, share: Float[Array, ""]) -> Float[Array, ""]:
-        """Of the mean of the fits on the whole picture, a `share` of whose pixels is known."""
+        """The error of the mean of the fits on the whole picture, a `share` of whose pixels is known."""
         return share * self.mean + (1 - share) * self.missing
 
 

@@ -109,7 +109,7 @@ def test_restored_is_nearer_than_measured_and_says_how_near(restore):
 def test_the_mean_errs_less_than_its_fits_and_spread_says_how_they_differ():
     noise = Gaussian(0.15)
     measurement = Measurement(noise.draw(jax.random.key(0), scene()), operators.identity, noise)
-    known, key = crossfit.known_pixels(measurement, jax.random.key(3)), jax.random.key(3)
+    known, key = crossfit.observed_pixels(measurement, jax.random.key(3)), jax.random.key(3)
     parts, fit = fold_masks(key, known, 4), tiny_fit(1)
     states = crossfit.run_fits(fit, *crossfit.start_fold_fits(fit, measurement, known, parts, key), 100)
     result = crossfit.restoration(measurement, known, parts, states)
@@ -124,7 +124,7 @@ def test_holes_are_filled_and_noises_have_their_variance(noise):
     operator = operators.masked(known)
     y = operator(noise.draw(jax.random.key(0), scene()))
     measurement = Measurement(y, operator, noise)
-    np.testing.assert_array_equal(crossfit.known_pixels(measurement, jax.random.key(0)), known)
+    np.testing.assert_array_equal(crossfit.observed_pixels(measurement, jax.random.key(0)), known)
     result = RESTORE(measurement, jax.random.key(3))
     hole = jnp.mean((1 - known) * jnp.square(result.picture - scene())) / jnp.mean(1 - known)
     assert hole < 0.01  # the picture's own variance is 0.05
