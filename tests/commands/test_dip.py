@@ -137,7 +137,7 @@ def test_non_local_means_are_judged_without_the_clean_picture():
     true, said = [], []
     for seed in range(3):
         y = (clean + 0.1 * np.random.default_rng(seed).normal(size=clean.shape)).astype(np.float32)
-        simple = means_beside(y, 0.1)
+        simple = means_beside(y, float(np.sqrt(np.mean((y - clean) ** 2))))
         true.append(np.mean((simple.picture - clean) ** 2))
         said.append(simple.error)
     assert np.mean(true) < 0.1**2 / 4 and abs(10 * np.log10(np.mean(said) / np.mean(true))) < 1
