@@ -6,7 +6,8 @@ from jaxtyping import Float
 from skimage.restoration import denoise_nl_means
 
 NUDGE = 0.1  # of sigma, for the divergence
-SEED = (2008, 14)  # of its direction: none that somebody makes noise with, which must be independent of it
+DIRECTIONS = 3
+SEED = (2008, 14)  # of its directions: none that somebody makes noise with, which must be independent of it
 
 
 class Beside(NamedTuple):
@@ -20,12 +21,12 @@ def means_beside(y: Float[np.ndarray, "h w c"], sigma: float) -> Beside:
     """Non-local means (Buades et al. 2005) by scikit-image, with its advice for known noise: h = 0.8 sigma, patches of
     5x5, distances up to 6.
 
-    The error is estimated by Stein's formula, mean (f(y) - y)^2 - sigma^2 + 2 sigma^2 div f / n, with the divergence of
-    one random direction (Ramani et al. 2008, eq. 14): div f = b . (f(y + e b) - f(y)) / e.
+    The error is estimated by Stein's formula, mean (f(y) - y)^2 - sigma^2 + 2 sigma^2 div f / n, its divergence along
+    three random directions of signs (Ramani et al. 2008, eq. 14): div f = b . (f(y + e b) - f(y)) / e.
     """
     picture, step = _means(y, sigma), NUDGE * sigma
-    direction = np.random.default_rng(SEED).normal(size=y.shape).astype(np.float32)
-    divergence = np.mean(direction * (_means(y + step * direction, sigma) - picture)) / step
+    signs = np.random.default_rng(SEED).choice([-1, 1], (DIRECTIONS, *y.shape)).astype(np.float32)
+    divergence = np.mean([np.mean(b * (_means(y + step * b, sigma) - picture)) / step for b in signs])
     return Beside(picture, float(np.mean((picture - y) ** 2) + (2 * divergence - 1) * sigma**2))
 
 
