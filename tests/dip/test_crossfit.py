@@ -9,7 +9,7 @@ from dipddpm_jax.dip import crossfit
 from dipddpm_jax.dip.folds import cross_fit_errors, fold_masks
 from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement
-from dipddpm_jax.inverse.noises import Gaussian, Poisson
+from dipddpm_jax.inverse.noises import Gaussian
 from dipddpm_jax.networks import SkipNet
 
 SIDE = 16
@@ -18,8 +18,6 @@ SIDE = 16
 def tiny_fit(channels):
     return crossfit.a_fit(lambda channels: SkipNet(channels, (6,), (6,), (2,)), channels, average_decay=0.9)
 
-
-RESTORE = crossfit.cross_fitted(tiny_fit, folds=4, num_steps=100)
 
 
 def scene(side=SIDE):
@@ -94,44 +92,3 @@ def test_a_fit_never_sees_its_part():
         ends.append(crossfit.run_fits(fit, *begun, 100).average)
     np.testing.assert_array_equal(ends[0][2], ends[1][2])
     assert all(jnp.abs(ends[0][k] - ends[1][k]).max() > 0.1 for k in (0, 1, 3))
-
-
-@pytest.mark.parametrize("restore", [RESTORE, crossfit.refitted(tiny_fit, 4, 100)], ids=["cross-fitted", "refitted"])
-def test_restored_is_nearer_than_measured_and_says_how_near(restore):
-    noise = Gaussian(0.15)
-    y = noise.draw(jax.random.key(0), scene())
-    result = restore(Measurement(y, operators.identity, noise), jax.random.key(3))
-    error = float(jnp.mean(jnp.square(result.picture - scene())))
-    assert error < 0.3 * 0.15**2 and 0.4 * error < result.evidence.error < 2.5 * error
-    assert result.evidence.steps >= 100
-
-
-def test_the_mean_errs_less_than_its_fits_and_spread_says_how_they_differ():
-    noise = Gaussian(0.15)
-    measurement = Measurement(noise.draw(jax.random.key(0), scene()), operators.identity, noise)
-    known, key = crossfit.observed_pixels(measurement, jax.random.key(3)), jax.random.key(3)
-    parts, fit = fold_masks(key, known, 4), tiny_fit(1)
-    states = crossfit.run_fits(fit, *crossfit.start_fold_fits(fit, measurement, known, parts, key), 100)
-    result = crossfit.restoration(measurement, known, parts, states)
-    errors = jnp.square(states.kept.average - scene())
-    # (mean f - x)^2 = mean (f - x)^2 - spread^2, pixel by pixel
-    np.testing.assert_allclose(jnp.square(result.picture - scene()), errors.mean(0) - result.spread**2, atol=1e-5)
-
-
-@pytest.mark.parametrize("noise", [Gaussian(0.05), Poisson(60.0)], ids=["gaussian", "poisson"])
-def test_holes_are_filled_and_noises_have_their_variance(noise):
-    known = operators.random_mask(jax.random.key(5), SIDE, SIDE, 0.6)
-    operator = operators.masked(known)
-    y = operator(noise.draw(jax.random.key(0), scene()))
-    measurement = Measurement(y, operator, noise)
-    np.testing.assert_array_equal(crossfit.observed_pixels(measurement, jax.random.key(0)), known)
-    result = RESTORE(measurement, jax.random.key(3))
-    hole = jnp.mean((1 - known) * jnp.square(result.picture - scene())) / jnp.mean(1 - known)
-    assert hole < 0.01  # the picture's own variance is 0.05
-
-
-def test_pixels_of_a_smaller_measurement_are_held_out():
-    operator = operators.downsample(SIDE, SIDE, 2)
-    y = Gaussian(0.02).draw(jax.random.key(0), operator(scene()))
-    result = RESTORE(Measurement(y, operator, Gaussian(0.02)), jax.random.key(3))
-    assert result.picture.shape == (SIDE, SIDE, 1) and jnp.mean(jnp.square(result.picture - scene())) < 0.01
