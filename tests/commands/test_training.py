@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -73,6 +74,34 @@ def test_a_run_of_an_array_goes_on_with_the_same_array_only(array_run, tmp_path)
     at_once = train(PICTURES, np.arange(10) % 2, TINY, 12, tmp_path / "at_once", run=RUN, label_names=("even", "odd"))
     for a, b in zip(jax.tree.leaves(load_run(workdir).weights), jax.tree.leaves(load_run(at_once).weights)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_a_run_of_eight_devices_goes_on_with_one_two_four_or_eight(tmp_path, fast_compilation):
+    """What is read is equal bit by bit; so is the end on as many devices, and on others up to the order of sums."""
+    given = array_training_data(replace(TINY, data="array", image_size=None), PICTURES, np.arange(10) % 2,
+                                ("even", "odd"))
+
+    def job(count, name):
+        return Training(TINY, replace(RUN, devices=count), tmp_path / name, given)
+
+    def arrays(job):
+        return jax.tree.leaves(jax.tree.map(np.array, job.state._replace(key=None)))  # copies: it is donated
+
+    whole = job(8, "whole")
+    whole.advance(4)
+    with checkpoints.Checkpoints(tmp_path / "saved" / "checkpoints") as kept:
+        kept.add(4, whole.items())
+    middle = arrays(whole)
+    whole.advance(4)
+    for count in (8, 4, 2, 1):
+        again = job(count, "saved")
+        assert again.step == 4 and len(jax.tree.leaves(again.state.params)[0].devices()) == count
+        for got, expected in zip(arrays(again), middle, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        again.advance(4)
+        for got, expected in zip(arrays(again), arrays(whole), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=0 if count == 8 else 2e-4)  # Adam's steps: 1e-3
 
 
 @pytest.mark.parametrize("images, labels, message", [
