@@ -16,6 +16,7 @@ from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig, StagedRun
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
+from dipddpm_jax.config.restoring import RestoreOptions, checked_restoring, refuse_other_options
 from dipddpm_jax.config.sampler import SamplerOptions, check_guidance, chosen_sampler
 from dipddpm_jax.errors import UserError
 
@@ -86,6 +87,7 @@ class SampleCommand:
     """The preset whose network --torch-weights fits."""
     prior: str | None = None
     """A pretrained model that comes with the package, instead of a run: digits."""
+    restoring: Annotated[RestoreOptions, tyro.conf.arg(name="")] = RestoreOptions()
 
 
 def _guard(command: Any, argv: Sequence[str]) -> None:
@@ -225,6 +227,7 @@ def _resumed(preset: str | None, args: list[str], run: RunOptions) -> tuple[str,
 
 def _sample(argv: list[str]) -> None:
     command = tyro.cli(SampleCommand, args=argv, prog="sample.py")
+    refuse_other_options(command.restoring, _not_for_restoring(command))
     if not 1 <= command.count <= 1_000_000:
         raise UserError(f"--count must be 1 to 1000000; got {command.count}")
     if not 1 <= command.batch_size <= 65_536:
@@ -249,6 +252,8 @@ def _sample(argv: list[str]) -> None:
         if command.preset not in PRESETS:
             raise UserError(f"unknown preset {command.preset!r}: {_closest(command.preset, list(PRESETS))}")
         workdir, config, facts = Path("."), PRESETS[command.preset][1], None
+    if command.restoring.restore is not None:
+        return _restore(command, workdir, config, facts, argv)
     sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
     for weight in command.guidance_grid:
         check_guidance(weight)
@@ -266,3 +271,21 @@ def _sample(argv: list[str]) -> None:
     from dipddpm_jax.commands import sample
 
     print(sample.draw_to_disk(command, workdir, config, facts, sampler, out, argv))
+
+
+def _not_for_restoring(command: SampleCommand) -> dict[str, bool]:
+    """Options of drawing, and whether they were given."""
+    names = ("count", "labels", "label_file", "guidance_grid", "strip", "evaluator", "gif", "batch_size", "data_dir")
+    given = {name: getattr(command, name) != getattr(SampleCommand, name) for name in names}
+    return given | {f.name: getattr(command.how, f.name) != f.default for f in dataclasses.fields(command.how)}
+
+
+def _restore(
+    command: SampleCommand, workdir: Path, config: TrainConfig, facts: saved.Facts | None, argv: list[str]
+) -> None:
+    measured = checked_restoring(command.restoring, command.seed)
+
+    from dipddpm_jax.commands import restoring, sample
+
+    model, source = sample.chosen_model(command, workdir, config, facts)
+    print(restoring.restore_with_model(model, source, command.restoring, measured, command.out, argv))

@@ -88,20 +88,24 @@ def _made(out: Path, named: bool) -> Path:
             return path
 
 
+def chosen_model(command: Any, workdir: Path, config: TrainConfig, facts: Facts | None) -> tuple[Model, str]:
+    """The model that a command names, and what it is called."""
+    devices.set_up()
+    if command.prior is not None:
+        return load_prior(command.prior), f"the prior {command.prior}"
+    if command.torch_weights:
+        weights = load_model(command.torch_weights, None if facts else config, command.weights_key)
+        return weights, str(command.torch_weights)
+    model = load_run(workdir, command.step)
+    return model, f"step {model.step} of {workdir}"
+
+
 def draw_to_disk(
     command: Any, workdir: Path, config: TrainConfig, facts: Facts | None, sampler: SamplerConfig, out: Path,
     argv: list[str],
 ) -> str:
     """Writes grid.png, samples.npz, command.json, and what else is asked for; returns what to tell the user."""
-    devices.set_up()
-    if command.prior is not None:
-        model, source = load_prior(command.prior), f"the prior {command.prior}"
-    elif command.torch_weights:
-        model, source = load_model(
-            command.torch_weights, None if facts else config, command.weights_key), str(command.torch_weights)
-    else:
-        model = load_run(workdir, command.step)
-        source = f"step {model.step} of {workdir}"
+    model, source = chosen_model(command, workdir, config, facts)
     labels = asked_labels(command, model.facts)
     for line in builders.remarks(model.schedule, model.config.target):
         print(line, file=sys.stderr)

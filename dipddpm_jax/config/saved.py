@@ -12,7 +12,9 @@ from dipddpm_jax.config.diffusion import NETWORKS, TrainConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text
 
-RESTORATIONS = {"dip": "a restoration by a deep image prior (train.py dip)", "staged": "a staged fit (train.py staged)"}
+RESTORED = "restored"
+RESTORATIONS = {"dip": "a restoration by a deep image prior (train.py dip)", "staged": "a staged fit (train.py staged)",
+                RESTORED: "a restoration by a diffusion prior (sample.py --restore)"}
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

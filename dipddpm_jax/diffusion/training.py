@@ -44,13 +44,21 @@ class Pixels(NamedTuple):
     mean: float = 0.5
     std: float = 0.5
 
+    def to_network(self, pictures: Images) -> Images:
+        """Pixels in [0, 1] to network input."""
+        return (pictures - self.mean) / self.std
+
+    def to_pixels(self, x: Images) -> Images:
+        """Network range to pixels, not clipped; (x - mean) / std backwards."""
+        return x * self.std + self.mean
+
     def encode(self, images: UInt8[Array, "b h w c"]) -> Images:
         """Bytes to network input."""
-        return (images.astype(jnp.float32) / 255 - self.mean) / self.std
+        return self.to_network(images.astype(jnp.float32) / 255)
 
     def decode(self, x: Images) -> UInt8[Array, "b h w c"]:
         """Network range to bytes, clipped and rounded."""
-        return jnp.round(jnp.clip(x * self.std + self.mean, 0, 1) * 255).astype(jnp.uint8)
+        return jnp.round(jnp.clip(self.to_pixels(x), 0, 1) * 255).astype(jnp.uint8)
 
 
 def init_state(

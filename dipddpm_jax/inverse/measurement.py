@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Key
 
 from dipddpm_jax.inverse.noises import Noise
 from dipddpm_jax.inverse.operators import Operator
-from dipddpm_jax.types import Image
+from dipddpm_jax.types import Image, Images
 
 
 class Measurement(NamedTuple):
@@ -26,11 +26,13 @@ class Cost(NamedTuple):
 
 
 class Restoration(NamedTuple):
-    """What a restorer gives back; `spread` is its standard deviation per pixel where it has one."""
+    """What a restorer gives back; `spread` is its standard deviation per pixel where it has one, and `samples` are the
+    pictures whose mean and spread these are where it draws from a posterior."""
 
     picture: Image
     spread: Image | None = None
     evidence: Cost = Cost()
+    samples: Images | None = None
 
 
 Restore = Callable[[Measurement, Key[Array, ""]], Restoration]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dipddpm_jax.errors import UserError
 from dipddpm_jax.types import Image
 
 
@@ -36,6 +37,13 @@ class Poisson(NamedTuple):
 
 Noise = Gaussian | Poisson
 """A noise says how it is drawn, draw(key, A x), and its variance value by value, given A x."""
+
+
+def gaussian_sigma(noise: Noise) -> float | Float[Array, ""]:
+    """Standard deviation of Gaussian noise. Raises UserError for a noise that depends on the picture."""
+    if not isinstance(noise, Gaussian):
+        raise UserError(f"this method knows Gaussian noise alone, not {type(noise).__name__} noise")
+    return noise.sigma
 
 
 def add_gaussian(key: Key[Array, ""], image: Image, sigma: float) -> Image:

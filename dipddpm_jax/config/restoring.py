@@ -1,0 +1,103 @@
+"""What sample.py --restore may be asked for: its options, and the methods by name. Plain Python."""
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip_ranges import check_dip, check_name
+from dipddpm_jax.errors import UserError, closest
+
+
+class RestoringMethod(NamedTuple):
+    """A row of the table of methods: what it is, whether it can only denoise, and whether it draws several samples."""
+
+    what: str
+    denoises_only: bool = False
+    samples: bool = True
+
+
+AUTO = "auto"
+METHODS = {
+    "one-step": RestoringMethod("the posterior mean of denoising in one call", True, False),
+    "truncated": RestoringMethod("reverse steps from the noise of the picture on", True),
+    "ddnm": RestoringMethod("DDNM+, Wang et al. 2022"),
+    "diffpir": RestoringMethod("DiffPIR, Zhu et al. 2023"),
+    "dps": RestoringMethod("DPS, Chung et al. 2023"),
+    "pigdm": RestoringMethod("PiGDM, Song et al. 2023"),
+    "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells"),
+    "decoupled": RestoringMethod("decoupled steps, as DAPS, with that variance"),
+}
+NEEDS = {"inpaint": "mask", "superres": "factor", "deblur": "blur"}
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """Restoring a picture with a trained model instead of drawing new ones."""
+
+    restore: str | None = None
+    """Restore this picture (or a folder of pictures of one size) with the model as its prior."""
+    task: str = "denoise"
+    """denoise; inpaint, which needs --mask; superres, which needs --factor; deblur, which needs --blur."""
+    sigma: float | None = None
+    """Standard deviation of the picture's Gaussian noise, of 255; default: estimated."""
+    mask: Path | None = None
+    """To inpaint: a picture of the same size, white where the picture is known."""
+    factor: int | None = None
+    """How many times larger superres makes each side."""
+    blur: float | None = None
+    """Standard deviation of the blur that deblur undoes, in pixels."""
+    method: str = AUTO
+    """auto (truncated to denoise, else decoupled), one-step, truncated, ddnm, diffpir, dps, pigdm, matched or
+    decoupled: docs/results/together.md compares them."""
+    calls: int = 50
+    """Network calls of a chain."""
+    samples: int = 8
+    """Chains: the restored picture is their mean, and their deviation its uncertainty."""
+
+
+def chosen_method(options: RestoreOptions) -> str:
+    """The name in METHODS. Raises UserError for an unknown one, or one that cannot do the task."""
+    name = options.method
+    if name == AUTO:
+        name = "truncated" if options.task == "denoise" else "decoupled"
+    if name not in METHODS:
+        known = [AUTO, *METHODS]
+        raise UserError(f"unknown --method {name!r}: {closest(name, known)}known are {', '.join(known)}")
+    if METHODS[name].denoises_only and options.task != "denoise":
+        raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or decoupled")
+    return name
+
+
+def checked_restoring(options: RestoreOptions, seed: int) -> DipConfig:
+    """What is measured, as a restoration's configuration. Raises UserError for what does not go together."""
+    check_name(DipConfig, "task", options.task)
+    for task, name in NEEDS.items():
+        given = getattr(options, name) is not None
+        if given and task != options.task:
+            raise UserError(f"--{name} is for --task {task}")
+        if not given and task == options.task:
+            raise UserError(f"--task {task} needs --{name}")
+    if not 1 <= options.calls <= 10_000 or not 1 <= options.samples <= 1000:
+        raise UserError(f"--calls must be 1 to 10000 and --samples 1 to 1000; got {options.calls} and "
+                        f"{options.samples}")
+    typed = options.calls != RestoreOptions.calls or options.samples != RestoreOptions.samples
+    if typed and not METHODS[chosen_method(options)].samples:
+        raise UserError(f"--calls and --samples do nothing with --method {options.method}; leave them out")
+    config = DipConfig(image=options.restore, task=options.task, sigma=options.sigma, mask=options.mask,
+                       factor=options.factor or 4, blur=options.blur or 1.6, seed=seed)
+    check_dip(config)
+    return config
+
+
+def refuse_other_options(options: RestoreOptions, others: Mapping[str, Any]) -> None:
+    """Raises UserError for options of drawing (name: whether it was given) beside --restore, and those of restoring
+    without it."""
+    if options.restore is None:
+        for field in fields(options):
+            if getattr(options, field.name) != field.default:
+                raise UserError(f"--{field.name} belongs to --restore FILE")
+        return
+    for name, given in others.items():
+        if given:
+            raise UserError(f"--{name.replace('_', '-')} does nothing with --restore; leave it out")

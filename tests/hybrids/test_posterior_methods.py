@@ -1,0 +1,130 @@
+"""Restorers by a diffusion prior against the exact posterior of Gaussian data, where most of them are exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dipddpm_jax.diffusion import schedules
+from dipddpm_jax.diffusion.training import Pixels
+from dipddpm_jax.errors import UserError
+from dipddpm_jax.hybrids import ddnm, decoupled, diffpir, dps, pigdm, truncated_reverse
+from dipddpm_jax.hybrids.prior import DiffusionPrior, grid_from, time_of_noise, transitions
+from dipddpm_jax.inverse import exact, noises, operators
+from dipddpm_jax.inverse.measurement import Measurement
+
+SIDE, SIGMA, DEVIATION, CHAINS = 4, 0.1, 0.2, 400
+SCHEDULE, PIXELS = schedules.linear(1000), Pixels(0.4, 0.5)
+MEAN = 0.5 + 0.1 * jax.random.normal(jax.random.key(3), (1, SIDE, SIDE, 1))
+GAUSSIAN = exact.Mixture(MEAN, DEVIATION)
+PRIOR = DiffusionPrior(exact.exact_denoiser(GAUSSIAN, SCHEDULE, PIXELS), SCHEDULE, PIXELS)
+HALF = operators.masked(jnp.float32(np.indices((SIDE, SIDE)).sum(0)[..., None] % 2))
+POOL = operators.downsample(SIDE, SIDE, 2)
+
+
+def measured(operator, key=4):
+    x = GAUSSIAN.draw(jax.random.key(key), 1)[0]
+    y = operator.forward(x)
+    return Measurement(y + SIGMA * jax.random.normal(jax.random.key(5), y.shape), operator, noises.Gaussian(SIGMA))
+
+
+def check(restore, measurement, mean=4.0, deviation=0.1):
+    """The mean within `mean` standard errors, the deviation within a share; both of the exact posterior."""
+    given = exact.infer(GAUSSIAN, measurement.operator, SIGMA)
+    wanted = exact.posterior_of(given, measurement.operator, measurement.y)
+    found = restore(measurement, jax.random.key(0))
+    assert found.samples.shape == (CHAINS, SIDE, SIDE, 1)
+    errors = np.abs(found.picture - wanted.mean) / (wanted.deviation / np.sqrt(CHAINS))
+    assert errors.max() < mean, errors
+    ratio = np.mean(np.square(found.spread)) / np.mean(np.square(wanted.deviation))
+    assert abs(np.sqrt(ratio) - 1) < deviation, ratio
+
+
+def test_one_call_is_the_posterior_mean_of_denoising():
+    measurement = measured(operators.identity)
+    given = exact.infer(GAUSSIAN, operators.identity, SIGMA)
+    found = truncated_reverse.one_step(PRIOR)(measurement, jax.random.key(0))
+    np.testing.assert_allclose(found.picture, exact.posterior_of(given, operators.identity, measurement.y).mean,
+                               atol=2e-3)  # the nearest time is 0.2 % off the noise
+    assert found.evidence.calls == 1 and found.spread is None
+
+
+def test_ancestral_steps_from_the_noise_of_the_picture_sample_its_posterior():
+    check(truncated_reverse.truncated_reverse(PRIOR, 100, CHAINS), measured(operators.identity))
+
+
+def test_the_deterministic_way_keeps_to_the_probability_flow():
+    """For N(m, v^2) it shrinks what is measured by v / sqrt(v^2 + sigma^2), the square root of the mean's factor."""
+    measurement = measured(operators.identity)
+    found = truncated_reverse.truncated_reverse(PRIOR, 200, way="ddim")(measurement, jax.random.key(0))
+    wanted = MEAN[0] + DEVIATION / np.hypot(DEVIATION, SIGMA) * (measurement.y - MEAN[0])
+    np.testing.assert_allclose(found.picture, wanted, atol=5e-3)
+
+
+@pytest.mark.parametrize("operator", [HALF, POOL], ids=["inpaint", "superres"])
+@pytest.mark.parametrize("method, calls", [(decoupled.decoupled, 5), (pigdm.pigdm, 100)])
+def test_methods_that_know_the_priors_variance_sample_the_posterior(method, calls, operator):
+    """Decoupled steps on any grid, ancestral ones with many; for N(m, v^2 I) the matched variance is exact."""
+    check(method(PRIOR, calls, CHAINS, variance=pigdm.matched_variance), measured(operator))
+
+
+def test_the_matched_variance_is_that_of_the_clean_picture_given_the_noisy_one():
+    c = jax.tree.map(lambda row: row[0], transitions(SCHEDULE, (400, 0)))
+    x = jax.random.normal(jax.random.key(0), (3, SIDE, SIDE, 1))
+    _, pull = jax.vjp(lambda x: PRIOR.denoise(x, c.t).x0, x)
+    v2, sigma2 = (DEVIATION / PIXELS.std) ** 2, float((c.noise / c.a) ** 2)
+    found = pigdm.matched_variance(c, lambda v: pull(v)[0], jnp.ones_like(x))
+    np.testing.assert_allclose(found, v2 * sigma2 / (v2 + sigma2), rtol=1e-5)
+    assert np.all(decoupled.noise_variance(c, None, x) > found)
+
+
+def test_without_noise_ddnm_keeps_what_was_measured_and_draws_the_rest():
+    truth = GAUSSIAN.draw(jax.random.key(4), 1)[0]
+    measurement = Measurement(HALF.forward(truth), HALF, noises.Gaussian(0.0))
+    found = ddnm.ddnm(PRIOR, 100, CHAINS)(measurement, jax.random.key(0))
+    known = np.asarray(HALF.forward(jnp.ones_like(truth)))[..., 0] == 1
+    np.testing.assert_allclose(found.picture[known], truth[known], atol=1e-5)
+    np.testing.assert_allclose(found.picture[~known], MEAN[0][~known], atol=4 * DEVIATION / np.sqrt(CHAINS))
+    np.testing.assert_allclose(np.asarray(found.spread)[~known].mean(), DEVIATION, rtol=0.1)
+
+
+def test_a_fully_known_picture_comes_back_from_each_method():
+    """Little noise and A = I: whatever a method assumes of the prior, y is the answer."""
+    y = GAUSSIAN.draw(jax.random.key(4), 1)[0]
+    for make in (ddnm.ddnm, pigdm.pigdm, diffpir.diffpir, decoupled.decoupled):
+        found = make(PRIOR, 20)(Measurement(y, operators.identity, noises.Gaussian(1e-3)), jax.random.key(0))
+        np.testing.assert_allclose(found.picture, y, atol=0.02)
+        assert found.evidence.calls == 20 and found.spread is None
+
+
+def test_dps_steps_down_the_misfit():
+    measurement = measured(POOL)
+    far, near = (dps.dps(PRIOR, 50, 8, step_size=size)(measurement, jax.random.key(0)) for size in (0.0, 0.5))
+    misfits = [np.sqrt(np.mean(np.square(jax.vmap(POOL.forward)(found.samples) - measurement.y[None])))
+               for found in (far, near)]
+    assert misfits[1] < 0.5 * misfits[0]
+
+
+def test_a_step_to_time_0_is_the_clean_picture_and_others_keep_the_variance():
+    rows = transitions(SCHEDULE, (1000, 500, 0))
+    np.testing.assert_allclose(rows.x0_gain[1], 1, atol=1e-6)
+    np.testing.assert_allclose([rows.x_gain[1], rows.deviation[1]], 0, atol=1e-6)
+    total = rows.x_gain[0] ** 2 * rows.noise[0] ** 2 + rows.deviation[0] ** 2  # var of x_s given x0
+    np.testing.assert_allclose(total, rows.noise_s[0] ** 2, rtol=1e-5)
+
+
+def test_times_of_noise():
+    levels = PIXELS.std * np.sqrt(1 / SCHEDULE.alpha_bars[1:] - 1)
+    assert time_of_noise(PRIOR, float(levels[299])) == 300
+    assert grid_from(PRIOR, 5, 50) == (5, 4, 3, 2, 1, 0)
+    for sigma in (0.2 * levels[0], 2 * levels[-1], 0.0):
+        with pytest.raises(UserError, match="out of reach"):
+            time_of_noise(PRIOR, float(sigma))
+
+
+def test_what_cannot_be_restored_is_refused():
+    with pytest.raises(UserError, match="denoises, and does nothing else"):
+        truncated_reverse.one_step(PRIOR)(measured(POOL), jax.random.key(0))
+    counts = Measurement(jnp.ones((SIDE, SIDE, 1)), operators.identity, noises.Poisson(20.0))
+    with pytest.raises(UserError, match="Gaussian noise alone"):
+        pigdm.pigdm(PRIOR, 5)(counts, jax.random.key(0))
