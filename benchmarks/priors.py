@@ -26,6 +26,7 @@ from dipddpm_jax.commands import model as models  # noqa: E402
 from dipddpm_jax.commands.evaluation import network_calls  # noqa: E402
 from dipddpm_jax.commands.labels import default_labels  # noqa: E402
 from dipddpm_jax.config import saved  # noqa: E402
+from dipddpm_jax.config.diffusion import TrainConfig  # noqa: E402
 from dipddpm_jax.config.presets import PRESETS  # noqa: E402
 from dipddpm_jax.judging import comparison, judges  # noqa: E402
 
@@ -49,9 +50,17 @@ def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
     return words
 
 
-def command_of(workdir: Path) -> str:
-    """The command line that makes a run's configuration, without its folders."""
+def shortened(config: TrainConfig, step: int) -> TrainConfig:
+    """The configuration of a run that ended at a step; at a constant rate one that was cut short is a shorter one."""
+    if step < config.steps and config.optimizer.decay != "constant":
+        raise SystemExit(f"a run of {config.steps} steps with a falling rate, cut at {step}, has no command of its own")
+    return dataclasses.replace(config, steps=step)
+
+
+def command_of(workdir: Path, step: int) -> str:
+    """The command line that makes a run up to a step, without its folders."""
     preset, config, _ = saved.load(workdir / "config.json")
+    config = shortened(config, step)
     base, words = PRESETS["unet"][1], ["python", "train.py"]
     if config.start is not None:
         if config.start not in pretrained.PRIORS:
@@ -92,13 +101,13 @@ def make(name: str, runs: list[Path], data_dir: Path | None, count: int, seed: i
     judged = comparison.compare(judges.judge_for(model.config.data), drawn.images, real.images[some], labels, seed,
                                 real_labels=real.labels[some])
     steps = [saved.load(run / "config.json")[1].steps for run in runs[:-1]] + [model.step]
-    card = {"name": name, "commands": [command_of(run) for run in runs], "steps": steps,
+    card = {"name": name, "commands": list(map(command_of, runs, steps)), "steps": steps,
             "hours": sum(map(hours_of, runs, steps)), "data": model.config.data, "pictures": facts.count,
             "parameters": sum(v.size for v in state.values()),
             "sampler": dataclasses.asdict(sampler), "network_calls": network_calls(sampler, model.config, labels),
             "judged": {key: judged[key] for key in FIGURES if key in judged},
             **records.provenance(seed, shlex.join(["python", "benchmarks/priors.py", "make", name, "RUN"]))}
-    record = saved.to_record(dataclasses.replace(model.config, start=None), name, facts)
+    record = saved.to_record(dataclasses.replace(shortened(model.config, model.step), start=None), name, facts)
     path = pretrained.path_of_prior(name)
     torch_files.write_state(state, path, {saved.EXPORTED: json.dumps(record),
                                           pretrained.CARD: records.json_text(card)})
