@@ -56,7 +56,8 @@ def write_evaluation(
         out.mkdir(parents=True, exist_ok=True)
         if samples.images.shape == (len(samples.images), *train.images.shape[1:]):
             result["nearest"] = compare_nearest(samples.images, train.images, held.images, out / "nearest.png")
-        result |= records.provenance(command.seed)
+        origin = records.provenance(command.seed)
+        result |= {**origin, "source": samples.source, "code": origin["source"]}  # of the pictures, and of this package
         records.write_json(result, out / "evaluation.json")
         write_text(out / "evaluation.md", text := page(result))
         write_samples(samples, None if command.samples else out / "samples.npz", command.png_folder)

@@ -54,7 +54,7 @@ def test_a_run_is_drawn_from_and_judged(run, capsys, tmp_path):
     for word in ("FD(digits), n = 40", "KID(digits)", "label accuracy", "nearest training picture", "seed 3",
                  "4 network calls", found["machine"], found["date"]):
         assert word in text
-    assert "FID" not in text
+    assert "FID" not in text and text.startswith(f"# Pictures of step 0 of {run}\n")
     assert found["sampler"]["guidance"] == 1 and found["network_calls"] == 4 and found["seconds"] > 0
     assert found["fd"] > 10 * found["floor"]
     with np.load(out / "samples.npz") as file:
