@@ -110,8 +110,8 @@ def page(found: list[dict[str, Any]]) -> str:
             *map(line, found), "", "What tests assert of the same programs with narrow networks "
             "(`tests/devices/test_accelerators.py`): the chips exchange the gradient's sum and nothing else, each "
             "computes its share of a batch, and every program lowers for NVIDIA GPUs too. For a GPU, "
-            "`benchmarks/gpu.sh` is prepared: one command of at most eight minutes; its rehearsal on a CPU is "
-            "[gpu_rehearsal.log](gpu_rehearsal.log).", "", f"({'; '.join(origins)})"]
+            "`benchmarks/gpu.sh` is prepared: one command of at most eight minutes, which `--rehearse` runs here.", "",
+            f"({'; '.join(origins)})"]
     return "\n".join(text) + "\n"
 
 
