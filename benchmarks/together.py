@@ -6,7 +6,7 @@ network. A line of together.jsonl is one picture restored by one method; lines t
 again, so that the study may be completed in parts:
 
     python benchmarks/together.py --minutes 30
-    python benchmarks/together.py --run runs/unet-001 --minutes 30
+    python benchmarks/together.py --prior digits --minutes 30
 """
 import dataclasses
 import sys
@@ -28,12 +28,14 @@ from benchmarks import together_page  # noqa: E402
 from benchmarks.places import REPO  # noqa: E402
 from dipddpm_jax import data, devices, plots, records  # noqa: E402
 from dipddpm_jax.commands.model import load_run  # noqa: E402
+from dipddpm_jax.commands.starts import load_prior  # noqa: E402
 from dipddpm_jax.diffusion import schedules  # noqa: E402
 from dipddpm_jax.hybrids import ddnm, decoupled, diffpir, dps, pigdm, truncated_reverse  # noqa: E402
 from dipddpm_jax.hybrids.prior import DiffusionPrior  # noqa: E402
 from dipddpm_jax.inverse import exact, noises, operators  # noqa: E402
 from dipddpm_jax.inverse.measurement import Measurement, Restore  # noqa: E402
 from dipddpm_jax.judging.metrics import clipped_psnr  # noqa: E402
+from dipddpm_jax.pretrained import PRIORS  # noqa: E402
 
 RESULTS = REPO / "docs" / "results"
 SIDE = 28
@@ -138,8 +140,8 @@ class Asked:
     sets: tuple[str, ...] = ("prior", "held-out")
     only: tuple[str, ...] = ()
     """Methods; default: all."""
-    run: Path | None = None
-    """A run whose network is the denoiser instead of the exact one."""
+    prior: str | None = None
+    """A pretrained prior (digits) or a run's directory, whose network is the denoiser instead of the exact one."""
     study: Study = Study()
 
 
@@ -156,11 +158,12 @@ def jobs(asked: Asked, names: list[str]):
 
 def denoiser(asked: Asked, mixture: exact.Mixture) -> tuple[str, DiffusionPrior]:
     """The name of the denoiser, and the prior that it makes."""
-    if asked.run is None:
+    if asked.prior is None:
         schedule = schedules.cosine(1000)
         return "exact", DiffusionPrior(exact.exact_denoiser(mixture, schedule), schedule)
-    model = load_run(asked.run)
-    return f"{model.config.data} {model.step}", DiffusionPrior(model.denoiser(), model.schedule, model.pixels)
+    model = load_prior(asked.prior) if asked.prior in PRIORS else load_run(asked.prior)
+    name = asked.prior if asked.prior in PRIORS else f"{model.config.data} {model.step}"
+    return name, DiffusionPrior(model.denoiser(), model.schedule, model.pixels)
 
 
 def compute(asked: Asked, file: Path) -> None:

@@ -48,7 +48,7 @@ class RestoreOptions:
     blur: float | None = None
     """Standard deviation of the blur that deblur undoes, in pixels."""
     method: str = AUTO
-    """auto (truncated to denoise, else decoupled), one-step, truncated, ddnm, diffpir, dps, pigdm, matched or
+    """auto (truncated to denoise, else matched), one-step, truncated, ddnm, diffpir, dps, pigdm, matched or
     decoupled: docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""
@@ -60,12 +60,12 @@ def chosen_method(options: RestoreOptions) -> str:
     """The name in METHODS. Raises UserError for an unknown one, or one that cannot do the task."""
     name = options.method
     if name == AUTO:
-        name = "truncated" if options.task == "denoise" else "decoupled"
+        name = "truncated" if options.task == "denoise" else "matched"
     if name not in METHODS:
         known = [AUTO, *METHODS]
         raise UserError(f"unknown --method {name!r}: {closest(name, known)}known are {', '.join(known)}")
     if METHODS[name].denoises_only and options.task != "denoise":
-        raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or decoupled")
+        raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or matched")
     return name
 
 

@@ -118,5 +118,5 @@ def test_other_channels_and_options_of_restoring_alone_are_refused(model):
 
 def test_auto_is_a_method_that_can_do_the_task():
     assert chosen_method(RestoreOptions("a.png")) == "truncated"
-    assert chosen_method(RestoreOptions("a.png", "inpaint")) == "decoupled"
+    assert chosen_method(RestoreOptions("a.png", "inpaint")) == "matched"
     assert checked_restoring(RestoreOptions("a.png", "superres", factor=2), 3).seed == 3
