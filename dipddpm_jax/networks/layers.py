@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from dipddpm_jax import convolution
 from dipddpm_jax.networks.initial import initial_variables as initial_variables
 from dipddpm_jax.networks.initial import torch_kernel, torch_uniform
-from dipddpm_jax.networks.pixels import Rows, over_pixels, to_pixels, without_share
+from dipddpm_jax.networks.pixels import Rows, over_pixels, rest_of_mean, to_pixels, without_share
 from dipddpm_jax.networks.resizing import double_size as double_size
 from dipddpm_jax.networks.resizing import max_pool as max_pool
 from dipddpm_jax.networks.resizing import windows as windows
@@ -120,8 +120,7 @@ def _moments(x: Images) -> tuple[Rows, Rows, Rows]:
     """
     x, n = x.astype(jnp.promote_types(x.dtype, jnp.float32)), x.size // x.shape[-1]
     mean = over_pixels(x) / n
-    centred = x - to_pixels(mean, x)
-    return mean, over_pixels(centred) / n, over_pixels(jnp.square(centred)) / n
+    return mean, rest_of_mean(x, mean), over_pixels(jnp.square(x - to_pixels(mean, x))) / n
 
 
 @_normalised_by_itself.defjvp
@@ -132,15 +131,16 @@ def _by_itself_tangents(epsilon: float, primals: tuple, tangents: tuple) -> tupl
     two sums, of which autodiff makes at least four. The statistics count as constants.
     """
     (x, scale, bias), (dx, d_scale, d_bias) = primals, tangents
-    y, mean, var = _normalised_by_itself(x, scale, bias, epsilon)
-    wide = x.astype(mean.dtype)
-    again, rest, spread = _moments(x)  # with derivatives; compiled into one with those above
-    deviation = jnp.sqrt(spread + epsilon)
-    normal = (wide - to_pixels(again, wide)) / to_pixels(deviation, wide) - to_pixels(rest / deviation, wide)
-    moved = to_pixels((scale / deviation).astype(mean.dtype), wide) * dx.astype(mean.dtype)
+    mean, rest, var = _moments(x)  # once: devices that share a picture would exchange them twice
+    deviation = jnp.sqrt(var + epsilon)
+    y = _normalised(x, mean, deviation, scale, bias - rest * (scale / deviation))
+    wide, shrink = x.astype(mean.dtype), 1 / deviation  # to divide every pixel would cost a picture more in memory
+    normal = (wide - to_pixels(mean, wide)) * to_pixels(shrink, wide) - to_pixels(rest * shrink, wide)
+    moved = to_pixels((scale * shrink).astype(mean.dtype), wide) * dx.astype(mean.dtype)
     rows = (to_pixels(row.astype(mean.dtype), wide) for row in (d_scale, d_bias))
     dy = without_share(moved, normal) + normal * next(rows) + next(rows)
-    return (y, mean, var), (dy.astype(y.dtype), jnp.zeros_like(mean), jnp.zeros_like(var))
+    statistics = jax.lax.stop_gradient((mean, var))
+    return (y, *statistics), (dy.astype(y.dtype), jnp.zeros_like(mean), jnp.zeros_like(var))
 
 
 def group_norm(groups: int) -> nn.GroupNorm:

@@ -36,6 +36,11 @@ def to_pixels(rows: Rows, like: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     return _spread_p.bind(rows, shape=like.shape[:-1], axes=tuple(range(like.ndim - 1)))
 
 
+def rest_of_mean(x: Float[Array, "*b c"], mean: Rows) -> Rows:
+    """What rounding left over of the mean over batch and pixels: mean(x - `mean`), for each channel; a constant."""
+    return _rest_p.bind(lax.stop_gradient(x), lax.stop_gradient(mean), axes=tuple(range(x.ndim - 1)))
+
+
 def without_share(v: Features, normal: Features) -> Features:
     """P v = v - mean(v) - N mean(N v): without the mean and the share of the normalised N; means over batch and pixels.
 
@@ -80,6 +85,20 @@ def _precise_sum(x: Array, *, axes: tuple[int, ...]) -> Array:
     return _in_pairs(row, axes[0], row.size).sum(axes[0])
 
 
+def _plain_rest(x: Array, mean: Array, *, axes: tuple[int, ...]) -> Array:
+    at_pixels = _spread(mean, shape=tuple(x.shape[axis] for axis in axes), axes=axes)
+    return _sum_p.bind(x - at_pixels, axes=axes) / math.prod(x.shape[axis] for axis in axes)
+
+
+def _precise_rest(x: Array, mean: Array, *, axes: tuple[int, ...]) -> Array:
+    """Of large arrays from the sum in float64, which is there already: no pass over memory more."""
+    if x.dtype != jnp.float32 or len(axes) < 2 or x.size < LARGE:
+        return _plain_rest(x, mean, axes=axes)
+    with jax.enable_x64(True):
+        exact = x.astype(jnp.float64).sum(axes) / math.prod(x.shape[axis] for axis in axes)
+        return (exact - mean.astype(jnp.float64)).astype(jnp.float32)
+
+
 def _in_pairs(x: Array, axis: int, rounds: int) -> Array:
     """The halves along an axis, or 3, 5 or 7 parts, added to each other, so many times at most."""
     for _ in range(rounds):
@@ -98,8 +117,12 @@ def _spread(rows: Array, *, shape: tuple[int, ...], axes: tuple[int, ...]) -> Ar
 
 _sum_p = new_primitive("sum_over_pixels", _plain_sum, _precise_sum)
 _spread_p = new_primitive("spread_over_pixels", _spread)
+_rest_p = new_primitive("rest_of_mean", _plain_rest, _precise_rest)
 set_derivatives(_sum_p, lambda g, x, axes: _spread_p.bind(g, shape=tuple(x.shape[a] for a in axes), axes=axes))
 set_derivatives(_spread_p, lambda g, rows, shape, axes: _sum_p.bind(g, axes=axes))
+set_vmap(_rest_p, lambda size, in_front, x, mean, axes: _rest_p.bind(
+    *(a if new else jnp.broadcast_to(a[None], (size, *a.shape)) for a, new in zip((x, mean), in_front)),
+    axes=tuple(axis + 1 for axis in axes)))
 for _primitive in (_sum_p, _spread_p):
     set_vmap(_primitive, lambda size, in_front, x, axes, primitive=_primitive, **keywords: primitive.bind(
         x, axes=tuple(axis + 1 for axis in axes), **keywords))
