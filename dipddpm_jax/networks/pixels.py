@@ -91,7 +91,7 @@ def _plain_rest(x: Array, mean: Array, *, axes: tuple[int, ...]) -> Array:
 
 
 def _precise_rest(x: Array, mean: Array, *, axes: tuple[int, ...]) -> Array:
-    """Of large arrays from the sum in float64, which is there already: no pass over memory more."""
+    """The rest from the sum in float64 where that is made anyway, in large arrays: no further pass over memory."""
     if x.dtype != jnp.float32 or len(axes) < 2 or x.size < LARGE:
         return _plain_rest(x, mean, axes=axes)
     with jax.enable_x64(True):
