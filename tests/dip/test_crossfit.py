@@ -1,5 +1,8 @@
 """Cross-fitting: parts cover the known pixels once, fits are blind to theirs, errors are right without the clean."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +12,19 @@ from dipddpm_jax.dip import crossfit
 from dipddpm_jax.dip.folds import cross_fit_errors, fold_masks
 from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement
-from dipddpm_jax.inverse.noises import Gaussian
+from dipddpm_jax.inverse.noises import Gaussian, Poisson
 from dipddpm_jax.networks import SkipNet
 
 SIDE = 16
 
 
+@functools.cache  # the same fit, so that all tests share its program
 def tiny_fit(channels):
     return crossfit.a_fit(lambda channels: SkipNet(channels, (6,), (6,), (2,)), channels, average_decay=0.9)
 
+
+FIT = dataclasses.replace(tiny_fit(1), observe=operators.identity.forward, size=(SIDE, SIDE))
+RESTORE = crossfit.cross_fitted(tiny_fit, folds=4, num_steps=100)
 
 
 def scene(side=SIDE):
@@ -85,10 +92,52 @@ def test_a_fit_never_sees_its_part():
     y = Gaussian(0.1).draw(jax.random.key(0), scene())
     known, key = jnp.ones((SIDE, SIDE, 1)), jax.random.key(1)
     parts = fold_masks(key, known, 4)
-    fit = tiny_fit(1)
     ends = []
     for values in (y, jnp.where(parts[2] == 1, 7.0, y)):
-        begun = crossfit.start_fold_fits(fit, Measurement(values, operators.identity, Gaussian(0.1)), known, parts, key)
-        ends.append(crossfit.run_fits(fit, *begun, 100).average)
+        begun = crossfit.start_fold_fits(FIT, Measurement(values, operators.identity, Gaussian(0.1)), known, parts, key)
+        ends.append(crossfit.run_fits(FIT, *begun, 100).average)
     np.testing.assert_array_equal(ends[0][2], ends[1][2])
     assert all(jnp.abs(ends[0][k] - ends[1][k]).max() > 0.1 for k in (0, 1, 3))
+
+
+@pytest.mark.parametrize("restore, judges", [(RESTORE, SIDE**2), (crossfit.refitted(tiny_fit, 4, 100), SIDE**2 / 4)],
+                         ids=["cross-fitted", "refitted"])
+def test_restored_is_nearer_than_measured_and_says_how_near(restore, judges):
+    """To three deviations of the mean square of the noise on the pixels that judge."""
+    noise = Gaussian(0.15)
+    y = noise.draw(jax.random.key(0), scene())
+    result = restore(Measurement(y, operators.identity, noise), jax.random.key(3))
+    error = float(jnp.mean(jnp.square(result.picture - scene())))
+    assert error < 0.3 * 0.15**2 and abs(result.evidence.error - error) < 3 * 0.15**2 * np.sqrt(2 / judges)
+    assert result.evidence.steps >= 100
+
+
+def test_the_mean_errs_less_than_its_fits_and_spread_says_how_they_differ():
+    noise = Gaussian(0.15)
+    measurement = Measurement(noise.draw(jax.random.key(0), scene()), operators.identity, noise)
+    known, key = crossfit.observed_pixels(measurement, jax.random.key(3)), jax.random.key(3)
+    parts = fold_masks(key, known, 4)
+    states = crossfit.run_fits(FIT, *crossfit.start_fold_fits(FIT, measurement, known, parts, key), 100)
+    result = crossfit.restoration(measurement, known, parts, states)
+    errors = jnp.square(states.kept.average - scene()[None])
+    # (mean f - x)^2 = mean (f - x)^2 - spread^2, pixel by pixel
+    np.testing.assert_allclose(jnp.square(result.picture - scene()), errors.mean(0) - result.spread**2, atol=1e-5)
+
+
+def test_holes_are_filled():
+    known = operators.random_mask(jax.random.key(5), SIDE, SIDE, 0.6)
+    operator, noise = operators.masked(known), Gaussian(0.05)
+    measurement = Measurement(operator(noise.draw(jax.random.key(0), scene())), operator, noise)
+    np.testing.assert_array_equal(crossfit.observed_pixels(measurement, jax.random.key(0)), known)
+    result = RESTORE(measurement, jax.random.key(3))
+    hole = jnp.mean((1 - known) * jnp.square(result.picture - scene())) / jnp.mean(1 - known)
+    assert hole < 0.01  # the picture's own variance is 0.05
+
+
+def test_pixels_of_a_smaller_measurement_are_held_out_and_photons_have_their_variance():
+    operator, noise = operators.downsample(SIDE, SIDE, 2), Poisson(400.0)
+    measurement = Measurement(noise.draw(jax.random.key(0), operator(scene())), operator, noise)
+    result = RESTORE(measurement, jax.random.key(3))
+    assert result.picture.shape == (SIDE, SIDE, 1) and jnp.mean(jnp.square(result.picture - scene())) < 0.01
+    error = float(jnp.mean(jnp.square(operator(result.picture) - operator(scene()))))
+    assert abs(result.evidence.error - error) < 3 * 0.5 / 400 * np.sqrt(2 / (SIDE / 2) ** 2)
