@@ -36,7 +36,7 @@ COUNTS_MISFIT = poisson_misfit(1.0)  # without the peak it is of the scale of a 
 
 
 def small_skip_net(channels: int) -> nn.Module:
-    """An hourglass of 16 channels on 3 levels: small, so that ten fits cost no more than one of the usual width."""
+    """An hourglass of 16 channels on 3 levels: a quarter of the multiplications of one of 32."""
     return SkipNet(channels, (16,) * 3, (16,) * 3, (4,) * 3)
 
 
