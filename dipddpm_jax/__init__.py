@@ -11,12 +11,14 @@ The rooms, each importing only those before it:
     networks      one network a file, with the attribute names of the PyTorch original; layers
     diffusion     from noise to pictures: schedules, forward (adding noise), denoisers, spacings, samplers, training
     inverse       what was measured, and what can be known exactly: operators, noises, noise_level, exact (posteriors)
+                  what a restorer is (measurement), how one is chosen without the clean picture (referee)
     dip           one picture, one untrained network: fit, variants, stopping, study (oracles), staged (system 002)
     hybrids       where the two meet: filtered_start (system 001), passes (system 003); restorers by a diffusion prior
                   (prior has what they share): truncated_reverse, estimate_start, guided_fit, ddnm, diffpir, dps, ...
   from here on there are side effects (disk, network, other libraries)
     config        what can be asked for: frozen dataclasses and presets, parsed before JAX is imported
     data          load(name, split): embedded digits, photographs, rendered scenes, TFDS builders, folders
+    classical     restorers without a network, by scikit-image
     checkpoints, torch_weights, devices, plots, records
     pretrained    models that come with the package, by name; weights/ holds them and the judges
     judging       metrics, the classifiers that judge samples, and how those are trained

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "dipddpm_jax"
 PURE = ["errors", "types", "convolution", "networks", "diffusion", "inverse", "dip", "hybrids"]
 # `config` is plain Python and imports only errors; what writes, reads or talks to other libraries may ask for it.
 SIDE_EFFECTS = ["files", "config", "memory", "records", "data", "checkpoints", "torch_weights", "torch_files",
-                "environment", "cluster", "devices", "plots", "pretrained", "judging", "commands", "experiments",
-                "__main__"]
+                "environment", "cluster", "devices", "plots", "classical", "pretrained", "judging", "commands",
+                "experiments", "__main__"]
 ORDER = PURE + SIDE_EFFECTS
 NUMERIC = {"collections", "contextlib", "dataclasses", "difflib", "flax", "functools", "itertools", "jax",
            "jaxtyping", "math", "numpy", "optax", "os", "types", "typing", "zlib"}
