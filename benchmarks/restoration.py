@@ -1,0 +1,291 @@
+"""One picture restored without training data, every method a row: docs/results/restoration.md, .jsonl and .png.
+
+Noise is not clipped, as in the literature. A line of restoration.jsonl is one restoration; lines that are there
+already are not computed again, so that the table may be completed in parts (restored pictures lie in runs/restoration):
+
+    python benchmarks/restoration.py --minutes 10 --tasks sigma-25 --rows "non-local means" "cross-fit"
+
+Rows that need the package bm3d, whose licence allows no commercial use, are left out where it is missing:
+pip install "dipddpm_jax[benchmark]".
+"""
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.places import REPO, SET12  # noqa: E402
+from benchmarks.restoration_page import render
+from dipddpm_jax import classical, devices, plots, records
+from dipddpm_jax.commands import sources
+from dipddpm_jax.commands.dip_report import psnr_and_ssim
+from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
+from dipddpm_jax.data.pictures import square
+from dipddpm_jax.dip import crossfit, folds
+from dipddpm_jax.dip.pixel_pairs import pixel_pairs
+from dipddpm_jax.dip.self_diffusion import self_diffusion
+from dipddpm_jax.inverse import noise_level, operators, referee, splitting
+from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
+from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
+
+RESULTS = REPO / "docs" / "results"
+KEPT = REPO / "runs" / "restoration"  # the restored pictures
+
+
+class Task(NamedTuple):
+    """What is measured of a clean picture (h, w, c), and whether the level of its noise is estimated."""
+
+    operator: Callable[[jax.Array, int, int], operators.Operator]  # (key, height, width) -> A
+    noise: Noise
+    estimated: bool = False
+
+
+def half_of_the_pixels(key: jax.Array, height: int, width: int) -> operators.Operator:
+    return operators.masked(operators.random_mask(key, height, width, 0.5))
+
+
+TASKS = {
+    **{f"sigma-{sigma}": Task(lambda *_: operators.identity, Gaussian(sigma / 255), True) for sigma in (15, 25, 50)},
+    "poisson-30": Task(lambda *_: operators.identity, Poisson(30.0)),
+    "inpaint-50": Task(half_of_the_pixels, Gaussian(0.0)),
+    "superres-4": Task(lambda _, height, width: operators.downsample(height, width, 4), Gaussian(0.0)),
+    "deblur-1.6": Task(lambda _, height, width: operators.blur(height, width, 1.6), Gaussian(2**0.5 / 255)),
+}
+DENOISE = ("sigma-15", "sigma-25", "sigma-50", "poisson-30")
+INVERSE = tuple(name for name in TASKS if name not in DENOISE)
+
+
+class Row(NamedTuple):
+    """A method: how its restorer is made, what for, and whether it is told the true level of the noise."""
+
+    make: Callable[[], Restore]
+    tasks: tuple[str, ...] = DENOISE
+    told: bool = False
+    draws: bool = True  # whether a seed changes it
+
+
+def one_fit(weight: float) -> Restore:
+    """One deep image prior (DIP-TV with a weight), stopped by a tenth of the pixels."""
+    @functools.lru_cache
+    def fit_for(operator, shape):
+        fit = crossfit.a_fit(channels=shape[-1], weight=weight)
+        return dataclasses.replace(fit, observe=operator.forward, size=shape[:2])
+
+    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
+        known = crossfit.known_pixels(measurement, key)
+        fit = fit_for(measurement.operator, jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
+        parts = folds.fold_masks(jax.random.fold_in(key, 0), known, 10)[:1]
+        problems, begun = crossfit.start_fold_fits(fit, measurement, known, parts, key)
+        states = crossfit.run_fits(fit, problems, begun, 1200)
+        return Restoration(states.kept.average[0], None, Cost(steps=int(states.step[0])))
+
+    return restore
+
+
+def bm3d_denoiser() -> Restore:
+    """BM3D (Dabov et al. 2007) by its authors' package."""
+    from bm3d import bm3d
+
+    return classical.gaussian_denoiser(lambda y, sigma: bm3d(y, sigma).reshape(y.shape), "BM3D")
+
+
+def nothing(measurement: Measurement, key: jax.Array) -> Restoration:
+    """The nearest picture that explains the measurement: y itself, holes black, A^T (A A^T + r)^-1 y."""
+    ridge = 0.01 if float(jnp.mean(measurement.noise.variance(measurement.y))) else 0.0
+    denoises = measurement.operator == operators.identity
+    return Restoration(measurement.y if denoises else measurement.operator.solve(measurement.y, ridge))
+
+
+def biharmonic(measurement: Measurement, key: jax.Array) -> Restoration:
+    """Holes filled by the biharmonic equation (scikit-image), for masks."""
+    from skimage.restoration import inpaint_biharmonic
+
+    holes = np.asarray(measurement.operator.forward(jnp.ones_like(measurement.y)))[..., 0] == 0
+    return Restoration(jnp.asarray(inpaint_biharmonic(np.asarray(measurement.y), holes, channel_axis=-1), jnp.float32))
+
+
+def self_diffused(steps: int, decay: float = 0.0, held_out: float = 0.0) -> Callable[[], Restore]:
+    return lambda: self_diffusion(crossfit.small_skip_net(1), 40, steps, average_decay=decay, held_out=held_out)
+
+
+ROWS: dict[str, Row] = {
+    "nothing": Row(lambda: nothing, tuple(TASKS), draws=False),
+    "biharmonic": Row(lambda: biharmonic, ("inpaint-50",), draws=False),
+    "non-local means": Row(classical.non_local_means, draws=False),
+    "non-local means, told": Row(classical.non_local_means, DENOISE[:3], True, False),
+    "total variation": Row(classical.total_variation_denoising, draws=False),
+    "BayesShrink": Row(classical.bayes_shrink, draws=False),
+    "BM3D": Row(bm3d_denoiser, draws=False),
+    "BM3D, told": Row(bm3d_denoiser, DENOISE[:3], True, False),
+    "pixel pairs": Row(lambda: pixel_pairs(24, 1500)),
+    "DIP": Row(lambda: one_fit(0.0), tuple(TASKS)),
+    "DIP-TV": Row(lambda: one_fit(0.02), tuple(TASKS)),
+    "refit": Row(crossfit.refitted, tuple(TASKS)),
+    "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
+    "self-diffusion": Row(self_diffused(100), tuple(TASKS)),
+    "self-diffusion, stopped": Row(self_diffused(25, 0.99, 0.1), tuple(TASKS)),
+}
+JUDGED = {  # what the referee may choose from; BM3D is not ours to give
+    "referee": ("non-local means", "total variation", "BayesShrink", "pixel pairs", "cross-fit"),
+    "referee with BM3D": ("non-local means", "total variation", "BayesShrink", "pixel pairs", "cross-fit", "BM3D"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured in this run."""
+
+    tasks: tuple[str, ...] = ("sigma-25", "sigma-15", "sigma-50", "poisson-30", "inpaint-50", "superres-4",
+                              "deblur-1.6")
+    rows: tuple[str, ...] = (*ROWS, *JUDGED)
+    pictures: int = 12
+    seeds: int = 1
+    side: int = 64
+    minutes: float = 1e9
+    """No restoration is begun after so many minutes."""
+    quick: bool = False
+    """Two pictures at 32x32 and none of the slow rows, to see that it runs; into runs/, not into docs/."""
+
+
+def clean_pictures(side: int, count: int) -> dict[str, np.ndarray]:
+    """Set12 in grey where it is at hand, else grey photographs of scikit-image; resized to side x side, in [0, 1]."""
+    if SET12.is_dir():
+        source = sources.read_pictures(str(SET12), side)
+        found = {f"set12/{name}": picture[..., :1] for name, picture in zip(source.names, source.pictures)}
+    else:
+        print(f"{SET12} is not there: photographs of scikit-image stand in for it", flush=True)
+        found = {name: square(photograph(name), side).mean(-1, keepdims=True).astype(np.float32) / 255
+                 for name in PHOTOGRAPHS}
+    return dict(list(found.items())[:count])
+
+
+def measured(task: Task, clean: np.ndarray, place: int, seed: int, told: bool) -> Measurement:
+    """The measurement of a picture: noise and mask depend on its place and the seed, for all methods alike."""
+    mask_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), place))
+    operator = task.operator(mask_key, *clean.shape[:2])
+    y = task.noise.draw(noise_key, operator.forward(jnp.asarray(clean)))
+    noise = task.noise
+    if task.estimated and not told:
+        noise = Gaussian(noise_level.estimate_sigma(np.asarray(y)))
+    return Measurement(y, operator, noise)
+
+
+def kept_at(*parts: object) -> Path:
+    return KEPT / ("_".join(str(part).replace("/", "-").replace(" ", "-") for part in parts) + ".npy")
+
+
+def line_of(row: str, key: tuple, clean: np.ndarray, found: Restoration, began: tuple[float, float]) -> dict:
+    """A result line; `core_seconds` is the time of all threads, which other work on the machine does not lengthen."""
+    seconds, core = time.monotonic() - began[0], time.process_time() - began[1]
+    picture = np.asarray(found.picture, np.float32)
+    path = kept_at(row, *key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, picture)
+    task, side, name, seed = key
+    return {"row": row, "task": task, "side": side, "picture": name, "seed": seed, **psnr_and_ssim(clean, picture),
+            "seconds": round(seconds, 2), "core_seconds": round(core, 2), "steps": found.evidence.steps,
+            "error": found.evidence.error, "origin": records.provenance(seed)}
+
+
+def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: Measurement, clean: np.ndarray,
+           known: Mapping[tuple, dict]) -> list[dict]:
+    """Lines of what the referee chooses and of its average; the restorations of y are those of the rows."""
+    if not all((name, *key) in known and kept_at(name, *key).is_file() for name in restorers):
+        return []
+    began = time.monotonic(), time.process_time()
+    choice = referee.choose(restorers, measurement, jax.random.key(key[-1]), split=splitting.split_noise)
+    pictures = {name: np.load(kept_at(name, *key)) for name in restorers}
+    stack = sum(weight * pictures[name] for name, weight in choice.weights.items())
+    lines = []
+    for suffix, picture, error in ((", best", pictures[choice.best], choice.errors[choice.best]),
+                                   (", average", stack, choice.stack_error)):
+        found = Restoration(jnp.asarray(picture), None)
+        line = line_of(row + suffix, key, clean, found._replace(evidence=found.evidence._replace(error=error)), began)
+        for what in ("seconds", "core_seconds"):
+            line[what] += sum(known[(name, *key)][what] for name in restorers)
+        lines.append({**line, "chosen": choice.best, "weights": choice.weights})
+    return lines
+
+
+def compute(c: Setting, file: Path) -> list[dict]:
+    """Completes the lines, task by task and row by row."""
+    lines = records.read_lines(file)
+    began, made = time.monotonic(), {}
+    for task_name in c.tasks:
+        task = TASKS[task_name]
+        for row in c.rows:
+            for place, (name, clean) in enumerate(clean_pictures(c.side, c.pictures).items()):
+                for seed in range(c.seeds):
+                    known = {(line["row"], line["task"], line["side"], line["picture"], line["seed"]): line
+                             for line in lines}
+                    key = (task_name, c.side, name, seed)
+                    wanted = f"{row}, average" if row in JUDGED else row
+                    if (wanted, *key) in known or time.monotonic() - began > 60 * c.minutes:
+                        continue
+                    if row in ROWS and task_name not in ROWS[row].tasks or row in JUDGED and task_name not in DENOISE:
+                        continue
+                    try:
+                        needed = JUDGED.get(row, (row,))
+                        made |= {one: ROWS[one].make() for one in needed if one not in made}
+                    except ImportError as error:
+                        print(f"{row} is left out: {error}", flush=True)
+                        break
+                    y = measured(task, clean, place, seed, row in ROWS and ROWS[row].told)
+                    if row in JUDGED:
+                        new = judged(row, {one: made[one] for one in needed}, key, y, clean, known)
+                    else:
+                        start = time.monotonic(), time.process_time()
+                        found = jax.block_until_ready(made[row](y, jax.random.key(seed)))
+                        new = [line_of(row, key, clean, found, start)]
+                    lines += new
+                    records.append_lines(file, new)
+                    for line in new:
+                        print(f"{task_name} {line['row']} {name} seed {seed}: {line['psnr']:.2f} dB, "
+                              f"{line['seconds']:.1f} s", flush=True)
+    return lines
+
+
+def sheet(lines: list[dict], task: str) -> tuple[np.ndarray, list[str]] | None:
+    """All pictures of a task, a picture to a row and a method to a column; the names of the columns."""
+    chosen = [line for line in lines if line["task"] == task and line["seed"] == 0]
+    side = max((line["side"] for line in chosen), default=0)
+    pictures = clean_pictures(side, 12) if chosen else {}
+    rows = [row for row in dict.fromkeys(line["row"] for line in chosen)
+            if all(kept_at(row, task, side, name, 0).is_file() for name in pictures)]
+    if not rows:
+        return None
+    cells = [cell for name, clean in pictures.items()
+             for cell in (clean, *(np.load(kept_at(row, task, side, name, 0)) for row in rows))]
+    return plots.tile(np.rint(255 * np.clip(np.stack(cells), 0, 1)).astype(np.uint8), 1 + len(rows)), ["clean", *rows]
+
+
+def main(setting: Setting = Setting()) -> None:
+    """Completes restoration.jsonl, and writes restoration.md and restoration.png from it."""
+    devices.set_up()
+    out = RESULTS
+    if setting.quick:
+        slow = ("self-diffusion", "pixel pairs", "cross-fit", *JUDGED)
+        setting = Setting(setting.tasks, tuple(row for row in setting.rows if row not in slow), 2, 1, 32)
+        out = REPO / "runs" / "restoration_quick"
+    out.mkdir(parents=True, exist_ok=True)
+    lines = compute(setting, out / "restoration.jsonl")
+    columns = []
+    if found := sheet(lines, "sigma-25"):
+        plots.picture(found[0]).save(out / "restoration.png")
+        columns = found[1]
+    page = out / "restoration.md"
+    page.write_text(render(lines, columns, page.read_text() if page.is_file() else ""))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

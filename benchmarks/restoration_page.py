@@ -1,0 +1,94 @@
+"""The page of benchmarks/restoration.py: tables made of result lines."""
+import numpy as np
+from scipy.stats import t as student
+
+CONTROL = "BM3D"  # against which differences are taken, picture by picture
+NOTES, END = "<!-- notes -->", "<!-- end of notes -->"
+TITLES = {
+    "sigma-15": "Gaussian noise, sigma 15 of 255", "sigma-25": "Gaussian noise, sigma 25 of 255",
+    "sigma-50": "Gaussian noise, sigma 50 of 255", "poisson-30": "Poisson noise, 30 photons at white",
+    "inpaint-50": "Inpainting, half of the pixels known, no noise", "superres-4": "Four times the resolution, no noise",
+    "deblur-1.6": "Gaussian blur of 1.6 pixels and noise of sigma sqrt(2) of 255",
+}
+
+
+def by_picture(lines: list[dict], row: str, what: str = "psnr") -> dict[str, float]:
+    """The mean over seeds for every picture of a row."""
+    found = {}
+    for line in lines:
+        if line["row"] == row:
+            found.setdefault(line["picture"], []).append(line[what])
+    return {picture: float(np.mean(values)) for picture, values in found.items()}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean of a few pictures, and half the width of its 95 % interval by Student's t; nan of one."""
+    values = np.asarray(values, np.float64)
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(values.mean()), float(half)
+
+
+def table(lines: list[dict], control: str = CONTROL) -> list[str]:
+    """The rows of one task, the best mean first; a row with fewer pictures than others says so."""
+    means = {row: by_picture(lines, row) for row in dict.fromkeys(line["row"] for line in lines)}
+    most = max(map(len, means.values()))
+    against = means.get(control) or means["nothing"]
+    text = [f"| method | PSNR | SSIM | less {control if control in means else 'nothing'}, 95 % interval | "
+            "estimated less true PSNR, median, size | pictures x seeds | core seconds |",
+            "|---|---|---|---|---|---|---|"]
+    for row in sorted(means, key=lambda row: -np.mean(list(means[row].values()))):
+        mine = [line for line in lines if line["row"] == row]
+        shared = [picture for picture in means[row] if picture in against]
+        mean, half = interval([means[row][p] - against[p] for p in shared])
+        guess = [-10 * np.log10(max(line["error"], 1e-9)) - line["psnr"] for line in mine if line["error"] is not None]
+        estimate = f"{np.median(guess):+.2f}, {np.median(np.abs(guess)):.2f}" if guess else ""
+        few = "" if len(means[row]) == most else "*"
+        text.append(f"| {row}{few} | {np.mean(list(means[row].values())):.2f} | "
+                    f"{np.mean(list(by_picture(lines, row, 'ssim').values())):.3f} | {mean:+.2f} +- {half:.2f} | "
+                    f"{estimate} | {len(means[row])} x {len({line['seed'] for line in mine})} | "
+                    f"{np.median([line['core_seconds'] for line in mine]):.1f} |")
+    return [*text, "", *(["\\* of fewer pictures than the others: its mean is not comparable, the difference is.", ""]
+                         if any(len(found) < most for found in means.values()) else [])]
+
+
+def regret(lines: list[dict], row: str) -> list[str]:
+    """How far the referee's choice lies below the best of what it chose from, and its average above it."""
+    text = []
+    chosen, stack = by_picture(lines, f"{row}, best"), by_picture(lines, f"{row}, average")
+    names = next((line["weights"] for line in lines if line["row"] == f"{row}, average"), {})
+    if not names:
+        return text
+    each = {name: by_picture(lines, name) for name in names}
+    best = {picture: max(found[picture] for found in each.values()) for picture in stack}
+    single = max(np.mean([found[picture] for picture in stack]) for found in each.values())
+    text.append(f"- {row}: its choice lies {np.mean([best[p] - chosen[p] for p in stack]):.2f} dB (at most "
+                f"{max(best[p] - chosen[p] for p in stack):.2f}) below the best method of each picture, its average "
+                f"{np.mean(list(stack.values())) - single:+.2f} dB from the best single method for all.")
+    return text
+
+
+def render(lines: list[dict], columns: list[str], before: str) -> str:
+    """The page; what stood between its marks for notes is kept."""
+    notes = before.partition(NOTES)[2].partition(END)[0] if NOTES in before else "\n"
+    where = sorted({f"{line['origin']['machine']}, {line['origin']['date']}" for line in lines})
+    text = [
+        "# One picture restored without training data", "",
+        "Rebuilt by `python benchmarks/restoration.py`, which goes on where it stopped; a restoration is a line of "
+        "`restoration.jsonl`.", "",
+        "Grey pictures of Set12 (or photographs of scikit-image where it is absent) resized to 64x64, in [0, 1]; PSNR "
+        "and SSIM of the restored picture clipped to [0, 1], PSNR in dB. Noise is not clipped. Where its level is "
+        "needed it is estimated from the picture (Donoho and Johnstone); rows `told` know it. No method sees the clean "
+        "picture. All methods of a task see the same noise; a seed changes it too. Differences are taken picture by "
+        "picture; the interval is Student's over pictures. `estimated`: what the method says of its own error. Core "
+        "seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
+        f"Made on {'; '.join(where)}.", "", NOTES + notes + END, ""]
+    for task, title in TITLES.items():
+        mine = [line for line in lines if line["task"] == task]
+        if mine:
+            text += [f"## {title}", "", *table(mine)]
+            found = [sentence for row in ("referee", "referee with BM3D") for sentence in regret(mine, row)]
+            text += [*found, ""] if found else []
+    if columns:
+        text += ["## All pictures at sigma 25", "", "Columns: " + "; ".join(columns) + ".", "",
+                 "![All methods, a picture to a row](restoration.png)", ""]
+    return "\n".join(text)
