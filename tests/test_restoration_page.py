@@ -1,0 +1,33 @@
+"""The page of the restoration table from made-up result lines."""
+import pytest
+
+from benchmarks.restoration_page import END, NOTES, interval, render
+
+
+def lines():
+    """Two methods on three pictures; the second lies 1, 2 and 3 dB below the first."""
+    for i in range(3):
+        for row, psnr in (("BM3D", 30 + i), ("DIP", 29 - 0.0 * i)):
+            yield {"row": row, "task": "sigma-25", "picture": f"{i}", "seed": 0, "psnr": float(psnr), "ssim": 0.9,
+                   "core_seconds": 2.0, "error": 10**-2.95 if row == "DIP" else None,
+                   "origin": {"machine": "a machine", "date": "a day"}}
+
+
+def test_an_interval_is_students():
+    mean, half = interval([-1.0, -2.0, -3.0])
+    assert mean == -2 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # t of 2 degrees, deviation 1
+
+
+def test_rows_are_in_order_and_differences_are_those_of_pictures():
+    page = render(list(lines()), ["clean", "BM3D"], "")
+    rows = [line for line in page.splitlines() if line.startswith(("| BM3D", "| DIP"))]
+    assert rows == ["| BM3D | 31.00 | 0.900 | +0.00 +- 0.00 |  | 3 x 1 | 2.0 |",
+                    "| DIP | 29.00 | 0.900 | -2.00 +- 2.48 | +0.50, 0.50 | 3 x 1 | 2.0 |"]
+    assert "Made on a machine, a day." in page
+
+
+def test_notes_stay_and_rows_of_fewer_pictures_say_so():
+    page = render(list(lines()), [], "")
+    noted = page.replace(NOTES + "\n" + END, NOTES + "\nA finding.\n" + END)
+    again = render(list(lines())[:-1], [], noted)
+    assert "A finding." in again and "| DIP* | 29.00 |" in again and "| DIP* |" not in noted
