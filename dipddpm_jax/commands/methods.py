@@ -35,6 +35,14 @@ DENOISERS = ("cross-fit", "pixel-pairs", "non-local-means", "total-variation")  
 FILLERS = ("cross-fit", "self-diffusion")  # and where pixels are missing
 
 
+def check_method(method: str, options: Mapping[str, object]) -> None:
+    """Raises UserError for a method that is not known, and for options that only a deep image prior takes."""
+    if method != "auto" and method not in METHODS:
+        raise UserError(f"unknown method {method!r}: known are dip, auto, {', '.join(METHODS)}")
+    if options:
+        raise UserError(f"method {method!r} does not take {', '.join(sorted(options))}, which method 'dip' does")
+
+
 def restore_by(
     method: str, y: Float[np.ndarray, "i j c"], operator: operators.Operator, known: Float[np.ndarray, "h w 1"] | None,
     sigma: float, seed: int,

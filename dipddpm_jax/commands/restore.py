@@ -2,19 +2,22 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from tqdm import tqdm
 
-from dipddpm_jax.commands import fit_cost
+from dipddpm_jax.commands import fit_cost, measurements
 from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
 from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.commands.methods import check_method, restore_by
 from dipddpm_jax.commands.outcome import outcome
 from dipddpm_jax.commands.sources import LEAST_SIDE
 from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.noise_level import estimate_sigma
 
 
@@ -39,6 +42,7 @@ def restore(
     noisy: np.ndarray, *, task: str = "denoise", mask: np.ndarray | None = None, factor: int | None = None,
     blur: float | None = None, sigma: float | None = None, network: str | None = None, stop: str = "held-out",
     num_steps: int | None = None, folds: int | None = None, seed: int = 0, progress: bool = False,
+    method: str = "dip",
 ) -> np.ndarray:
     """Restores one picture by fitting an untrained network to it (deep image prior, Ulyanov et al. 2018), until a rule
     that sees nothing but the picture says stop: restored = f(z), z fixed noise, min |A f(z) - noisy|^2.
@@ -53,6 +57,10 @@ def restore(
     `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a small picture, they have. Equal seeds give
     equal pictures. `progress` shows a bar.
 
+    `method` "dip" is that. The others of `commands.methods.METHODS` ("cross-fit", "self-diffusion", "pixel-pairs",
+    "non-local-means", "total-variation", "wavelets") take none of its options but `sigma`, and show no bar; "auto" is
+    the average of several with weights that the picture itself tells, by splitting its noise or hiding known pixels.
+
     Raises UserError for what is no picture, for options that do not fit the task, and where memory would not do.
     """
     chosen = {name: value for name, value in (("network", network), ("num_steps", num_steps), ("folds", folds))
@@ -60,7 +68,11 @@ def restore(
     for name, value in (("task", task), ("network", network or DipConfig.network), ("stop", stop)):
         check_name(DipConfig, name, value)
     picture, known, units = _checked(noisy, task, mask)
-    _check_options(task, factor=factor, blur=blur, sigma=sigma, stop=stop)
+    _check_options(task, factor=factor, blur=blur)
+    if method == "dip":
+        _check_fit_options(sigma, stop)
+    else:
+        check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})})
     config = DipConfig(
         task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop,
         factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, seed=seed, **chosen)
@@ -69,9 +81,12 @@ def restore(
     y = units.inside(picture)
     level = estimate_sigma(y, known) if sigma is None else sigma / units.span
     scale = config.factor if task == "superres" else 1
-    given = Measurements(("picture",), (y if known is None else y * known)[None], None,
-                         None if known is None else known[None], np.float32([level]),
-                         (y.shape[0] * scale, y.shape[1] * scale))
+    size = (y.shape[0] * scale, y.shape[1] * scale)
+    y = y if known is None else y * known
+    if method != "dip":
+        observe = measurements.operator(config, size) if known is None else operators.masked(jnp.asarray(known))
+        return units.outside(np.asarray(restore_by(method, y, observe, known, float(level), seed).picture))
+    given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size)
     return units.outside(_fitted(config, given, progress))
 
 
@@ -116,10 +131,13 @@ def _known(
     return known
 
 
-def _check_options(task: str, factor: int | None, blur: float | None, sigma: float | None, stop: str) -> None:
+def _check_options(task: str, factor: int | None, blur: float | None) -> None:
     for name, value, owner in (("factor", factor, "superres"), ("blur", blur, "deblur")):
         if (task == owner) != (value is not None):
             raise UserError(f"task {owner!r} needs {name}, and no other task takes it")
+
+
+def _check_fit_options(sigma: float | None, stop: str) -> None:
     if sigma is not None and stop != "discrepancy":
         raise UserError(f"sigma does nothing with stop={stop!r}: it is for stop='discrepancy'")
     if stop == "oracle":

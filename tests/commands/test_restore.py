@@ -1,10 +1,15 @@
 """One picture from memory: NumPy in, NumPy out, in its own type, shape and units."""
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
+from skimage.restoration import denoise_nl_means
 
+from dipddpm_jax.commands import methods
 from dipddpm_jax.commands import restore as module
 from dipddpm_jax.commands.restore import restore
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse.measurement import Restoration
 
 
 def scene(side=32):
@@ -81,3 +86,41 @@ def test_a_noisy_picture_gets_better():
     out = restore(noisy, network="conv", num_steps=250, folds=3, seed=1)
     before, after = (np.mean((x - clean) ** 2) for x in (noisy, out))
     assert out.dtype == np.uint16 and after < 0.5 * before
+
+
+def test_another_method_restores_in_the_pictures_units():
+    """Non-local means of a 12-bit picture is that of the picture in [0, 1], in 12 bits again."""
+    rng = np.random.default_rng(0)
+    noisy = np.rint(1000 + 2000 * scene() + 60 * rng.normal(size=(32, 32))).astype(np.uint16)
+    low, span = float(noisy.min()), float(noisy.max()) - float(noisy.min())
+    expected = denoise_nl_means(((noisy - low) / span).astype(np.float32), 5, 6, 0.8 * 60 / span, sigma=60 / span)
+    found = restore(noisy, method="non-local-means", sigma=60)
+    assert found.dtype == np.uint16
+    np.testing.assert_allclose(found, np.clip(expected, 0, 1) * span + low, atol=1)
+
+
+def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
+    """One restorer does nothing and one blurs: a smooth noisy picture wants the blur."""
+    def blurred(measurement, key):
+        return Restoration(jnp.asarray(gaussian_filter(np.asarray(measurement.y), (2, 2, 0))))
+
+    known = {"cross-fit": lambda channels: blurred, "self-diffusion": lambda channels: blurred}
+    monkeypatch.setattr(methods, "METHODS", known | {"nothing": lambda channels: lambda m, key: Restoration(m.y)})
+    monkeypatch.setattr(methods, "DENOISERS", ("cross-fit", "nothing"))
+    noisy = (scene() + 0.1 * np.random.default_rng(0).normal(size=(32, 32))).astype(np.float32)
+    found = restore(noisy, method="auto")
+    assert np.mean((found - scene()) ** 2) < 0.2 * np.mean((noisy - scene()) ** 2)
+    mask = np.random.default_rng(1).random((32, 32)) < 0.7
+    assert restore(noisy, task="inpaint", mask=mask, method="auto").shape == (32, 32)
+    with pytest.raises(UserError, match="none to judge by"):
+        restore(noisy, task="superres", factor=2, method="auto")
+
+
+@pytest.mark.parametrize("words, options", [
+    ("unknown method 'bm4d'", {"method": "bm4d"}),
+    ("does not take num_steps, stop", {"method": "auto", "num_steps": 3, "stop": "wmv"}),
+    ("knows no operator", {"method": "non-local-means", "task": "superres", "factor": 2}),
+])
+def test_what_a_method_does_not_take(words, options):
+    with pytest.raises(UserError, match=words):
+        restore(scene(), **options)
