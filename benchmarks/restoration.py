@@ -269,7 +269,7 @@ def sheet(lines: list[dict], task: str) -> tuple[np.ndarray, list[str]] | None:
     return plots.tile(np.rint(255 * np.clip(np.stack(cells), 0, 1)).astype(np.uint8), 1 + len(rows)), ["clean", *rows]
 
 
-def main(setting: Setting = Setting()) -> None:
+def main(setting: Setting) -> None:
     """Completes restoration.jsonl, and writes restoration.md and restoration.png from it."""
     devices.set_up()
     out = RESULTS
@@ -288,4 +288,4 @@ def main(setting: Setting = Setting()) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Setting, description=__doc__))
