@@ -82,7 +82,7 @@ def one_fit(weight: float) -> Restore:
         return dataclasses.replace(fit, observe=operator.forward, size=shape[:2])
 
     def restore(measurement: Measurement, key: jax.Array) -> Restoration:
-        known = crossfit.known_pixels(measurement, key)
+        known = crossfit.observed_pixels(measurement, key)
         fit = fit_for(measurement.operator, jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
         parts = folds.fold_masks(jax.random.fold_in(key, 0), known, 10)[:1]
         problems, begun = crossfit.start_fold_fits(fit, measurement, known, parts, key)
