@@ -15,9 +15,9 @@ from dipddpm_jax.inverse.noises import Gaussian, Poisson
 SIDE = 64
 
 
-def scene():
+def scene(side=SIDE):
     """A disc, a bar and a ramp, in [0, 1]."""
-    i, j = np.mgrid[:SIDE, :SIDE] / SIDE
+    i, j = np.mgrid[:side, :side] / side
     picture = 0.2 + 0.3 * i + 0.4 * ((i - 0.4) ** 2 + (j - 0.6) ** 2 < 0.05) + 0.1 * (abs(j - 0.2) < 0.05)
     return jnp.asarray(picture[..., None], jnp.float32)
 
@@ -36,7 +36,7 @@ SMOOTHERS = {f"width {width}": smoother(width) for width in (0, 0.5, 1, 2, 4)}
 
 
 def error(picture):
-    return float(np.mean((np.asarray(picture) - np.asarray(scene())) ** 2))
+    return float(np.mean((np.asarray(picture) - np.asarray(scene(len(picture)))) ** 2))
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.1, 0.3])
@@ -55,9 +55,10 @@ def test_the_choice_is_the_oracles_and_the_stack_is_as_good(sigma):
 
 def test_the_estimated_errors_are_those_of_what_the_restorers_saw():
     sigma, key = 0.1, jax.random.key(5)
-    measurement = Measurement(Gaussian(sigma).draw(key, scene()), operators.identity, Gaussian(sigma))
-    choice = referee.choose(SMOOTHERS, measurement, key, draws=8)
-    noisier = [scene() + sigma / 0.8**0.5 * jax.random.normal(jax.random.key(i), scene().shape) for i in range(8)]
+    clean = scene(256)  # so large that the draw of the noise hardly matters
+    measurement = Measurement(Gaussian(sigma).draw(key, clean), operators.identity, Gaussian(sigma))
+    choice = referee.choose(SMOOTHERS, measurement, key, draws=4)
+    noisier = [clean + sigma / 0.8**0.5 * jax.random.normal(jax.random.key(i), clean.shape) for i in range(4)]
     for name, restore in SMOOTHERS.items():
         seen = np.mean([error(restore(measurement._replace(y=y), key).picture) for y in noisier])
         assert choice.errors[name] == pytest.approx(seen, rel=0.15, abs=4e-4), name
@@ -85,7 +86,7 @@ def test_holes_are_judged_on_known_pixels_without_noise():
     known = operators.random_mask(jax.random.key(0), SIDE, SIDE, 0.5)
     operator = operators.masked(known)
     measurement = Measurement(operator.forward(scene()), operator, Gaussian(0.0))
-    choice = referee.choose(fillers, measurement, jax.random.key(1), split=splitting.split_pixels(known))
+    choice = referee.choose(fillers, measurement, jax.random.key(1), draws=4, split=splitting.split_pixels(known))
     true = {name: error(restore(measurement, jax.random.key(0)).picture) for name, restore in fillers.items()}
     assert choice.best == min(true, key=true.get) == "1.0"
     # In a hole the error is that of the pixels held out, which these are too.
@@ -120,7 +121,7 @@ def test_gaussian_halves_are_independent_and_make_up_the_whole():
     y = 0.5 + 0.1 * jax.random.normal(jax.random.key(0), (400, 400, 1))
     halves = splitting.split_noise(Measurement(y, operators.identity, Gaussian(0.1)), jax.random.key(1), 0.8)
     first, second = np.asarray(halves.seen.y) - 0.5, np.asarray(halves.kept) - 0.5
-    assert 0.8 * first + 0.2 * second == pytest.approx(np.asarray(y) - 0.5, abs=1e-6)
+    assert 0.8 * first + 0.2 * second == pytest.approx(np.asarray(y) - 0.5, abs=3e-6)
     assert halves.seen.noise.sigma**2 == pytest.approx(0.0125) and first.var() == pytest.approx(0.0125, rel=0.02)
     assert float(halves.variance) == pytest.approx(0.05) and second.var() == pytest.approx(0.05, rel=0.02)
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / 400
