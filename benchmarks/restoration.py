@@ -203,7 +203,7 @@ def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: 
     if not all((name, *key) in known and kept_at(name, *key).is_file() for name in restorers):
         return []
     began = time.monotonic(), time.process_time()
-    choice = referee.choose(restorers, measurement, jax.random.key(key[-1]), split=splitting.split_noise)
+    choice = referee.recommend(restorers, measurement, jax.random.key(key[-1]), split=splitting.split_noise)
     pictures = {name: np.load(kept_at(name, *key)) for name in restorers}
     stack = sum(weight * pictures[name] for name, weight in choice.weights.items())
     lines = []

@@ -32,7 +32,7 @@ class Choice(NamedTuple):
         return min(self.errors, key=self.errors.get)
 
 
-def choose(
+def recommend(
     restorers: Mapping[str, Restore], measurement: Measurement, key: Key[Array, ""], draws: int = 1,
     split: Split = split_noise,
 ) -> Choice:
@@ -79,7 +79,7 @@ def stacked(restorers: Mapping[str, Restore], draws: int = 1, split: Split = spl
     """The restorer sum_j w_j r_j(y) with the referee's weights; restorers without weight are not run again."""
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         judge_key, run_key = jax.random.split(key)
-        choice = choose(restorers, measurement, judge_key, draws, split)
+        choice = recommend(restorers, measurement, judge_key, draws, split)
         picture, steps, calls = 0.0, 0, 0
         for i, (name, one) in enumerate(restorers.items()):
             if choice.weights[name] > 0:
@@ -95,7 +95,7 @@ def chosen(restorers: Mapping[str, Restore], draws: int = 1, split: Split = spli
     """The restorer that the referee likes best, for every picture anew."""
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         judge_key, run_key = jax.random.split(key)
-        choice = choose(restorers, measurement, judge_key, draws, split)
+        choice = recommend(restorers, measurement, judge_key, draws, split)
         found = restorers[choice.best](measurement, run_key)
         return found._replace(evidence=found.evidence._replace(error=choice.errors[choice.best]))
 

@@ -43,7 +43,7 @@ def error(picture):
 def test_the_choice_is_the_oracles_and_the_stack_is_as_good(sigma):
     key = jax.random.key(int(100 * sigma))
     measurement = Measurement(Gaussian(sigma).draw(key, scene()), operators.identity, Gaussian(sigma))
-    choice = referee.choose(SMOOTHERS, measurement, jax.random.key(1), draws=4)
+    choice = referee.recommend(SMOOTHERS, measurement, jax.random.key(1), draws=4)
     true = {name: error(restore(measurement, key).picture) for name, restore in SMOOTHERS.items()}
     assert choice.best == min(true, key=true.get)
     stack = referee.stacked(SMOOTHERS, draws=4)(measurement, jax.random.key(2))
@@ -57,7 +57,7 @@ def test_the_estimated_errors_are_those_of_what_the_restorers_saw():
     sigma, key = 0.1, jax.random.key(5)
     clean = scene(256)  # so large that the draw of the noise hardly matters
     measurement = Measurement(Gaussian(sigma).draw(key, clean), operators.identity, Gaussian(sigma))
-    choice = referee.choose(SMOOTHERS, measurement, key, draws=4)
+    choice = referee.recommend(SMOOTHERS, measurement, key, draws=4)
     noisier = [clean + sigma / 0.8**0.5 * jax.random.normal(jax.random.key(i), clean.shape) for i in range(4)]
     for name, restore in SMOOTHERS.items():
         seen = np.mean([error(restore(measurement._replace(y=y), key).picture) for y in noisier])
@@ -69,7 +69,7 @@ def test_photons_are_thinned_and_the_choice_is_the_oracles(peak):
     key = jax.random.key(int(peak))
     measurement = Measurement(Poisson(peak).draw(key, scene()), operators.identity, Poisson(peak))
     true = {name: error(restore(measurement, key).picture) for name, restore in SMOOTHERS.items()}
-    assert referee.choose(SMOOTHERS, measurement, jax.random.key(1), draws=4).best == min(true, key=true.get)
+    assert referee.recommend(SMOOTHERS, measurement, jax.random.key(1), draws=4).best == min(true, key=true.get)
 
 
 def test_holes_are_judged_on_known_pixels_without_noise():
@@ -86,7 +86,7 @@ def test_holes_are_judged_on_known_pixels_without_noise():
     known = operators.random_mask(jax.random.key(0), SIDE, SIDE, 0.5)
     operator = operators.masked(known)
     measurement = Measurement(operator.forward(scene()), operator, Gaussian(0.0))
-    choice = referee.choose(fillers, measurement, jax.random.key(1), draws=4, split=splitting.split_pixels(known))
+    choice = referee.recommend(fillers, measurement, jax.random.key(1), draws=4, split=splitting.split_pixels(known))
     true = {name: error(restore(measurement, jax.random.key(0)).picture) for name, restore in fillers.items()}
     assert choice.best == min(true, key=true.get) == "1.0"
     # In a hole the error is that of the pixels held out, which these are too.
@@ -98,9 +98,9 @@ def test_holes_are_judged_on_known_pixels_without_noise():
 def test_what_cannot_be_judged_is_said():
     measurement = Measurement(scene(), operators.identity, Gaussian(0.0))
     with pytest.raises(UserError, match="no noise to split"):
-        referee.choose(SMOOTHERS, measurement, jax.random.key(0))
+        referee.recommend(SMOOTHERS, measurement, jax.random.key(0))
     with pytest.raises(UserError, match="1 to 12 restorers"):
-        referee.choose({}, measurement, jax.random.key(0))
+        referee.recommend({}, measurement, jax.random.key(0))
 
 
 def test_convex_weights_are_the_minimum():
