@@ -96,7 +96,7 @@ def bm3d_denoiser() -> Restore:
     """BM3D (Dabov et al. 2007) by its authors' package."""
     from bm3d import bm3d
 
-    return classical.gaussian_denoiser(lambda y, sigma: bm3d(y, sigma).reshape(y.shape), "BM3D")
+    return classical.gaussian_denoiser(bm3d, "BM3D")
 
 
 def nothing(measurement: Measurement, key: jax.Array) -> Restoration:

@@ -28,7 +28,7 @@ def gaussian_denoiser(denoise: Denoise, name: str) -> Restore:
         if measurement.operator != identity:
             raise UserError(f"{name} denoises a picture whose every pixel was measured; it knows no operator")
         picture = denoise(np.asarray(measurement.y), float(measurement.noise.sigma))
-        return Restoration(jnp.asarray(picture, measurement.y.dtype))
+        return Restoration(jnp.asarray(picture, measurement.y.dtype).reshape(measurement.y.shape))
 
     return stabilised(restore)
 
