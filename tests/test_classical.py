@@ -32,7 +32,7 @@ def restorers():
     yield "non-local means", classical.non_local_means(), 7
     yield "total variation", classical.total_variation_denoising(), 7
     pytest.importorskip("pywt")
-    yield "BayesShrink", classical.bayes_shrink(), 6
+    yield "BayesShrink", classical.bayes_shrink(), 5
 
 
 @pytest.mark.parametrize("noise", [Gaussian(SIGMA), Poisson(60.0)], ids=["gaussian", "poisson"])

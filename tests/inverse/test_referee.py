@@ -48,7 +48,9 @@ def test_the_choice_is_the_oracles_and_the_stack_is_as_good(sigma):
     assert choice.best == min(true, key=true.get)
     stack = referee.stacked(SMOOTHERS, draws=4)(measurement, jax.random.key(2))
     assert error(stack.picture) < 1.02 * min(true.values())
-    assert error(stack.picture) == pytest.approx(stack.evidence.error, rel=0.5)  # of which y1's noise is a quarter
+    # y1 is noisier by a quarter, and a mean of n squares of noise of variance v is off by v sqrt(2 / n).
+    chance = sigma**2 / 0.2 * (2 / SIDE**2) ** 0.5
+    assert error(stack.picture) == pytest.approx(stack.evidence.error, rel=0.5, abs=2 * chance)
     single = referee.chosen(SMOOTHERS)(measurement, jax.random.key(3))
     assert np.array_equal(single.picture, SMOOTHERS[choice.best](measurement, key).picture)
 
@@ -67,7 +69,7 @@ def test_the_estimated_errors_are_those_of_what_the_restorers_saw():
 @pytest.mark.parametrize("peak", [5.0, 200.0])
 def test_photons_are_thinned_and_the_choice_is_the_oracles(peak):
     key = jax.random.key(int(peak))
-    measurement = Measurement(Poisson(peak).draw(key, scene()), operators.identity, Poisson(peak))
+    measurement = Measurement(Poisson(peak).draw(key, scene(256)), operators.identity, Poisson(peak))
     true = {name: error(restore(measurement, key).picture) for name, restore in SMOOTHERS.items()}
     assert referee.recommend(SMOOTHERS, measurement, jax.random.key(1), draws=4).best == min(true, key=true.get)
 
