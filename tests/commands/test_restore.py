@@ -94,7 +94,7 @@ def test_another_method_restores_in_the_pictures_units():
     noisy = np.rint(1000 + 2000 * scene() + 60 * rng.normal(size=(32, 32))).astype(np.uint16)
     low, span = float(noisy.min()), float(noisy.max()) - float(noisy.min())
     expected = denoise_nl_means(((noisy - low) / span).astype(np.float32), 5, 6, 0.8 * 60 / span, sigma=60 / span)
-    found = restore(noisy, method="non-local-means", sigma=60)
+    found = restore(noisy, method="non-local-means", sigma=60.0)
     assert found.dtype == np.uint16
     np.testing.assert_allclose(found, np.clip(expected, 0, 1) * span + low, atol=1)
 
