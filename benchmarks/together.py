@@ -94,6 +94,7 @@ def methods(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]]
 
 
 DENOISE_ONLY = ("one step", "truncated, ddim", "truncated, ancestral")
+REFUSED = {("DDNM+", "deblur")}  # it says so: the pseudo-inverse of a blur multiplies noise
 
 
 def truths(c: Study, kind: str, count: int, mixture: exact.Mixture) -> np.ndarray:
@@ -152,7 +153,8 @@ def jobs(asked: Asked, names: list[str]):
             for kind in asked.sets:
                 for task in tasks():
                     for method in names:
-                        if method not in DENOISE_ONLY or task.startswith("denoise"):
+                        if (method not in DENOISE_ONLY or task.startswith("denoise")) and (
+                                method, task) not in REFUSED:
                             yield {"set": kind, "task": task, "method": method, "picture": picture, "seed": seed}
 
 

@@ -3,20 +3,19 @@
 `train.py` and `sample.py` beside the package are two of these commands. A command's module is imported when it is asked
 for, and it parses its options before it imports JAX.
 """
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from dipddpm_jax import __version__
 from dipddpm_jax.commands.ends import guarded
-from dipddpm_jax.errors import UserError
+from dipddpm_jax.errors import UserError, closest
 
 COMMANDS = {  # name: (what it does, module, function of the remaining words)
     "train": ("train a diffusion model and draw samples from it (train.py)", "commands.cli", "train_main"),
     "sample": ("draw pictures from a trained model (sample.py)", "commands.cli", "sample_main"),
-    "dip": ("restore pictures with a deep image prior (train.py dip)", "commands.cli", "dip_main"),
-    "staged": ("system 002: a deep image prior in stages of falling noise (train.py staged)", "commands.cli",
+    "dip": ("restore pictures with a deep image prior (train.py dip)", "commands.cli_fits", "dip_main"),
+    "staged": ("system 002: a deep image prior in stages of falling noise (train.py staged)", "commands.cli_fits",
                "staged_main"),
     "evaluate": ("judge samples beside real pictures", "commands.evaluate", "evaluate_main"),
     "label-accuracy": ("score every kept checkpoint of a model with labels", "commands.cli",
@@ -45,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if words[0] == "--version":
             return print(__version__)
         if words[0] not in COMMANDS:
-            close = difflib.get_close_matches(words[0], COMMANDS, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"unknown command {words[0]!r}: {hint}Known are {', '.join(COMMANDS)}")
+            raise UserError(f"unknown command {words[0]!r}: {closest(words[0], COMMANDS)}Known are "
+                            f"{', '.join(COMMANDS)}")
         _, module, function = COMMANDS[words[0]]
         getattr(import_module(f"dipddpm_jax.{module}"), function)(words[1:])
 

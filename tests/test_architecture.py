@@ -58,8 +58,9 @@ def violations(layer: str, source: str) -> list[str]:
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LIGHT = [PACKAGE / f"{name}.py" for name in ("__init__", "errors", "files", "pretrained", "__main__",
-                                             "commands/__init__", "commands/cli", "commands/ends", "commands/evaluate",
-                                             "commands/export", "commands/export_program", "commands/judge")]
+                                             "commands/__init__", "commands/cli", "commands/cli_fits", "commands/ends",
+                                             "commands/evaluate", "commands/export", "commands/export_program",
+                                             "commands/judge")]
 LIGHT += sorted((PACKAGE / "config").glob("*.py"))  # read before the command line is parsed
 
 

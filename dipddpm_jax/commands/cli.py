@@ -1,24 +1,24 @@
-"""The command line: parse first, import JAX after; a user's mistake is one line on stderr and exit status 2."""
+"""The command line of diffusion models (train, sample): parse first, import JAX after; a user's mistake is one line on
+stderr and exit status 2. That of deep image priors is `cli_fits`."""
 import dataclasses
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
 from dipddpm_jax import pretrained
+from dipddpm_jax.commands import cli_fits
 from dipddpm_jax.commands.ends import Stopped, guarded
-from dipddpm_jax.config import dip_ranges, ranges, saved
+from dipddpm_jax.config import ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
-from dipddpm_jax.config.dip import DipConfig, DipRun, StagedConfig, StagedRun
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
-from dipddpm_jax.config.restoring import RestoreOptions, checked_restoring, refuse_other_options
+from dipddpm_jax.config.restore_by_prior import RestoreOptions, checked_restoring, refuse_other_options
 from dipddpm_jax.config.sampler import SamplerOptions, check_guidance, chosen_sampler
-from dipddpm_jax.errors import UserError
+from dipddpm_jax.errors import UserError, closest
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,6 @@ class TrainCommand:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions()
-
-
-@dataclass(frozen=True)
-class DipCommand:
-    """One restoration: what, and where."""
-
-    config: Annotated[DipConfig, tyro.conf.arg(name="")] = DipConfig()
-    run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
-
-
-@dataclass(frozen=True)
-class StagedCommand:
-    """One staged fit: what, and where."""
-
-    config: Annotated[StagedConfig, tyro.conf.arg(name="")] = StagedConfig()
-    run: Annotated[StagedRun, tyro.conf.arg(name="")] = StagedRun()
 
 
 @dataclass(frozen=True)
@@ -105,16 +89,6 @@ def sample_main(argv: Sequence[str] | None = None) -> None:
     _guard(_sample, sys.argv[1:] if argv is None else argv)
 
 
-def dip_main(argv: Sequence[str]) -> None:
-    """`python train.py dip ...`."""
-    _guard(_dip, argv)
-
-
-def staged_main(argv: Sequence[str]) -> None:
-    """`python train.py staged ...`."""
-    _guard(_staged, argv)
-
-
 def label_accuracy_main(argv: Sequence[str]) -> None:
     """`dipddpm-jax label-accuracy [WORKDIR] ...`."""
     with guarded("interrupted; the same command goes on"):
@@ -127,9 +101,8 @@ def label_accuracy_main(argv: Sequence[str]) -> None:
         print(label_accuracy.score_checkpoints(command))
 
 
-def _closest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return (f"did you mean {close[0]}? " if close else "") + f"Known are {', '.join(known)}"
+def _unknown(preset: str) -> UserError:
+    return UserError(f"unknown preset {preset!r}: {closest(preset, PRESETS)}Known are {', '.join(PRESETS)}")
 
 
 def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCommand:
@@ -141,55 +114,13 @@ def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCo
                     prog=f"train.py {preset}", description=description)
 
 
-def _dip(argv: list[str]) -> None:
-    description = ("Restores pictures by fitting a network to each, without training data; a rule that never sees the "
-                   "clean picture says when to stop.")
-    command = _parse_restoration(argv, DipCommand(), description, "train.py dip")
-    dip_ranges.check_dip(command.config, command.run)
-    dip_ranges.refuse_idle(command.config, argv)
-
-    from dipddpm_jax.commands import dip
-
-    chosen = {option[2:].replace("-", "_") for option in dip_ranges.typed_options(argv)}
-    print(dip.restore_pictures(command.config, command.run, chosen))
-
-
-def _staged(argv: list[str]) -> None:
-    description = "System 002: fits plain convolutions to one picture in stages of falling noise."
-    command = _parse_restoration(argv, StagedCommand(), description, "train.py staged")
-    dip_ranges.check_staged(command.config)
-    dip_ranges.refuse_idle(command.config, argv)
-
-    from dipddpm_jax.commands import staged
-
-    print(staged.restore_in_stages(command.config, command.run))
-
-
-Restoring = TypeVar("Restoring", DipCommand, StagedCommand)
-
-
-def _parse_restoration(argv: list[str], default: Restoring, description: str, prog: str) -> Restoring:
-    """The command; of one that is resumed, its own configuration, in which little may be changed."""
-    command = tyro.cli(type(default), args=argv, prog=prog, description=description, default=default)
-    if not command.run.resume:
-        return command
-    if command.run.workdir is None:
-        raise UserError("--resume needs --workdir, the directory of the restoration to go on with")
-    old = dip_ranges.checked_dip_config(command.run.workdir / "config.json", type(default.config))
-    command = tyro.cli(type(default), args=argv, prog=prog, description=description,
-                       default=dataclasses.replace(default, config=old))
-    dip_ranges.check_resumed(old, command.config, command.run.workdir)
-    return command
-
-
 def _train(argv: list[str]) -> None:
-    other = {"dip": _dip, "staged": _staged}.get(argv[0]) if argv else None
-    if other:
-        return other(argv[1:])
+    if argv and argv[0] in cli_fits.FITS:
+        return cli_fits.FITS[argv[0]](argv[1:])
     named = bool(argv) and not argv[0].startswith("-")
     preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
     if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}: {_closest(preset, list(PRESETS))}")
+        raise _unknown(preset)
     base = PRESETS[preset][1]
     command = _parse_train(preset, args, TrainCommand(base))
     if command.config.start is not None and not named and not command.run.resume:
@@ -250,7 +181,7 @@ def _sample(argv: list[str]) -> None:
         _, config, facts = saved.load(workdir / "config.json")
     else:
         if command.preset not in PRESETS:
-            raise UserError(f"unknown preset {command.preset!r}: {_closest(command.preset, list(PRESETS))}")
+            raise _unknown(command.preset)
         workdir, config, facts = Path("."), PRESETS[command.preset][1], None
     if command.restoring.restore is not None:
         return _restore(command, workdir, config, facts, argv)
@@ -285,7 +216,7 @@ def _restore(
 ) -> None:
     measured = checked_restoring(command.restoring, command.seed)
 
-    from dipddpm_jax.commands import restoring, sample
+    from dipddpm_jax.commands import restore_by_prior, sample
 
     model, source = sample.chosen_model(command, workdir, config, facts)
-    print(restoring.restore_with_model(model, source, command.restoring, measured, command.out, argv))
+    print(restore_by_prior.restore_with_model(model, source, command.restoring, measured, command.out, argv))

@@ -11,8 +11,8 @@ from dipddpm_jax.commands import fit_cost, measurements
 from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
 from dipddpm_jax.commands.measurements import Measurements
-from dipddpm_jax.commands.methods import check_method, restore_by
 from dipddpm_jax.commands.outcome import outcome
+from dipddpm_jax.commands.restorers import check_method, restore_by
 from dipddpm_jax.commands.sources import LEAST_SIDE
 from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
@@ -57,7 +57,7 @@ def restore(
     `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a small picture, they have. Equal seeds give
     equal pictures. `progress` shows a bar.
 
-    `method` "dip" is that. The others of `commands.methods.METHODS` ("cross-fit", "self-diffusion", "pixel-pairs",
+    `method` "dip" is that. The others of `commands.restorers.RESTORERS` ("cross-fit", "self-diffusion", "pixel-pairs",
     "non-local-means", "total-variation", "wavelets") take none of its options but `sigma`, and show no bar; "auto" is
     the average of several with weights that the picture itself tells, by splitting its noise or hiding known pixels.
 

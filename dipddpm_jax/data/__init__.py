@@ -3,7 +3,6 @@
 A set is a module with `load(name, split, data_dir, image_size) -> Dataset` and `describe(name) -> Description`, and one
 row in config/datasets.py. A user's own is a folder, an .npz file, or a function. This file imports numpy only.
 """
-import difflib
 import os
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from dipddpm_jax import memory
 from dipddpm_jax.config.datasets import MODULES, NAMES, OWN, own_module
 from dipddpm_jax.data.dataset import Dataset, Description, MissingSplit, Split, from_arrays, hold_out
-from dipddpm_jax.errors import UserError
+from dipddpm_jax.errors import UserError, closest
 
 __all__ = ["NAMES", "Dataset", "Description", "MissingSplit", "Split", "default_data_dir", "describe", "from_arrays",
            "hold_out", "load", "require_room"]
@@ -63,5 +62,4 @@ def _closest(name: str) -> str:
         return f"did you mean folder:{name}? "
     if Path(f"{name}.npz").expanduser().is_file():
         return f"did you mean {name}.npz? "
-    close = difflib.get_close_matches(name, NAMES, 1)
-    return f"did you mean {close[0]}? " if close else ""
+    return closest(name, NAMES)

@@ -1,5 +1,4 @@
 """The photographs inside the scikit-image wheel, whole for image restoration and as small crops for training."""
-import difflib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from jaxtyping import UInt8
 
 from dipddpm_jax.data.dataset import Dataset, Description
 from dipddpm_jax.data.pictures import drop_equal_channels, read_picture
-from dipddpm_jax.errors import UserError
+from dipddpm_jax.errors import UserError, closest
 
 _FILES = {
     "astronaut": "astronaut.png",  # colour
@@ -37,9 +36,7 @@ CROPPED = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")  # everyday
 def photograph(name: str) -> UInt8[np.ndarray, "h w c"]:
     """One of PHOTOGRAPHS in its full size, with one channel if it is grey; no download."""
     if name not in _FILES:
-        close = difflib.get_close_matches(name, PHOTOGRAPHS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"unknown photograph {name!r}: {hint}Known are {', '.join(PHOTOGRAPHS)}")
+        raise UserError(f"unknown photograph {name!r}: {closest(name, PHOTOGRAPHS)}Known are {', '.join(PHOTOGRAPHS)}")
     spec = find_spec("skimage")  # found, not imported
     if spec is None:
         raise UserError("the photographs are inside the package scikit-image; install it: pip install scikit-image")

@@ -4,7 +4,6 @@ Their weights are .safetensors files with PyTorch's names, in half precision; wh
 accuracy on held-out pictures) was measured with these very weights by the command that wrote it. `JUDGED` is the one
 table of which judge belongs to which data set.
 """
-import difflib
 import json
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from scipy.special import expit, softmax
 
 from dipddpm_jax import records, torch_files, torch_weights
 from dipddpm_jax.diffusion.training import Pixels
-from dipddpm_jax.errors import UserError
+from dipddpm_jax.errors import UserError, closest
 from dipddpm_jax.files import writing
 from dipddpm_jax.judging import metrics
 from dipddpm_jax.networks.classifier import Classifier
@@ -89,10 +88,8 @@ def load_judge(name: str, path: Path | None = None) -> Judge:
         if path != path_of(name):
             raise UserError(f"there is no file {path} with a judge's weights")
         known = (*SHIPPED, *TRAINABLE)
-        close = difflib.get_close_matches(judge_name(name), known, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"unknown judge {name!r}: {hint}Known are {', '.join(SHIPPED)}, those of the data sets "
-                        f"{', '.join(TRAINABLE)}, and a file (.safetensors or .pth)")
+        raise UserError(f"unknown judge {name!r}: {closest(judge_name(name), known)}Known are {', '.join(SHIPPED)}, "
+                        f"those of the data sets {', '.join(TRAINABLE)}, and a file (.safetensors or .pth)")
     try:
         state, record = torch_files.read_state(path), _record(path)
         network = NETWORKS[record["network"]](len(record["label_names"]), tuple(record["widths"]))

@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.restoration import denoise_nl_means
 
-from dipddpm_jax.commands import methods
 from dipddpm_jax.commands import restore as module
+from dipddpm_jax.commands import restorers
 from dipddpm_jax.commands.restore import restore
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.measurement import Restoration
@@ -105,8 +105,8 @@ def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
         return Restoration(jnp.asarray(gaussian_filter(np.asarray(measurement.y), (2, 2, 0))))
 
     known = {"cross-fit": lambda channels: blurred, "self-diffusion": lambda channels: blurred}
-    monkeypatch.setattr(methods, "METHODS", known | {"nothing": lambda channels: lambda m, key: Restoration(m.y)})
-    monkeypatch.setattr(methods, "DENOISERS", ("cross-fit", "nothing"))
+    monkeypatch.setattr(restorers, "RESTORERS", known | {"nothing": lambda channels: lambda m, key: Restoration(m.y)})
+    monkeypatch.setattr(restorers, "DENOISERS", ("cross-fit", "nothing"))
     noisy = (scene() + 0.1 * np.random.default_rng(0).normal(size=(32, 32))).astype(np.float32)
     found = restore(noisy, method="auto")
     assert np.mean((found - scene()) ** 2) < 0.2 * np.mean((noisy - scene()) ** 2)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dipddpm_jax.commands import cli
+from dipddpm_jax.commands import cli, cli_fits
 from dipddpm_jax.config import dip_ranges
 from dipddpm_jax.config.dip import DipConfig, StagedConfig, load_dip_config, save_dip_config
 from dipddpm_jax.config.dip_ranges import check_dip, check_resumed, check_staged, refuse_idle
@@ -79,14 +79,14 @@ def test_a_resumed_run_may_be_longer_and_nothing_else():
 def test_what_is_typed_beside_resume_is_laid_over_the_saved_configuration(tmp_path):
     save_dip_config(DipConfig(image="a.png", num_steps=100, seed=7), tmp_path / "config.json")
     args = ["--resume", "--workdir", str(tmp_path)]
-    command = cli._parse_restoration([*args, "--num-steps", "200"], cli.DipCommand(), "", "dip")
+    command = cli_fits._parse_restoration([*args, "--num-steps", "200"], cli_fits.DipCommand(), "", "dip")
     assert command.config == DipConfig(image="a.png", num_steps=200, seed=7) and command.run.resume
     with pytest.raises(UserError, match="--task"):
-        cli._parse_restoration([*args, "--task", "deblur"], cli.DipCommand(), "", "dip")
+        cli_fits._parse_restoration([*args, "--task", "deblur"], cli_fits.DipCommand(), "", "dip")
     with pytest.raises(UserError, match="not the configuration of a staged fit"):
-        cli._parse_restoration(args, cli.StagedCommand(), "", "staged")
+        cli_fits._parse_restoration(args, cli_fits.StagedCommand(), "", "staged")
     with pytest.raises(UserError, match="needs --workdir"):
-        cli._parse_restoration(["--resume"], cli.DipCommand(), "", "dip")
+        cli_fits._parse_restoration(["--resume"], cli_fits.DipCommand(), "", "dip")
 
 
 @pytest.mark.parametrize("name, value, words", [

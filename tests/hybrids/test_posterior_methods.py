@@ -88,6 +88,16 @@ def test_without_noise_ddnm_keeps_what_was_measured_and_draws_the_rest():
     np.testing.assert_allclose(np.asarray(found.spread)[~known].mean(), DEVIATION, rtol=0.1)
 
 
+def test_ddnm_refuses_noise_that_it_would_multiply():
+    """Masks and downsampling pass noise on; a blur that takes fine detail away divides by next to nothing."""
+    y = jnp.ones((SIDE, SIDE, 1))
+    assert ddnm.noise_gain(operators.identity, y) == pytest.approx(1, abs=0.2)
+    assert ddnm.noise_gain(HALF, y) <= 1.1 and ddnm.noise_gain(POOL, POOL.forward(y)) < ddnm.MOST_GAIN
+    blur = operators.blur(SIDE, SIDE, 1.6)
+    with pytest.raises(UserError, match="multiplies"):
+        ddnm.ddnm(PRIOR, 2)(Measurement(y, blur, noises.Gaussian(0.01)), jax.random.key(0))
+
+
 def test_a_fully_known_picture_comes_back_from_each_method():
     """Little noise and A = I: whatever a method assumes of the prior, y is the answer."""
     y = GAUSSIAN.draw(jax.random.key(4), 1)[0]

@@ -19,7 +19,7 @@ from dipddpm_jax.commands.measurements import Measurements, load_measurements, o
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig
-from dipddpm_jax.config.restoring import METHODS, RestoreOptions, chosen_method
+from dipddpm_jax.config.restore_by_prior import PRIOR_METHODS, RestoreOptions, chosen_method
 from dipddpm_jax.config.saved import RESTORED
 from dipddpm_jax.data.pictures import to_bytes, write_picture
 from dipddpm_jax.errors import UserError
@@ -82,7 +82,7 @@ def restore_with_model(
                                       noises.Gaussian(float(given.sigma[i])))
             found = restore(measurement, jax.random.fold_in(jax.random.key(config.seed), i))
             rows.append(_write(workdir, given, i, found, measurement))
-        report = {"prior": source, "method": f"{chosen_method(options)}: {METHODS[chosen_method(options)].what}",
+        report = {"prior": source, "method": f"{chosen_method(options)}: {PRIOR_METHODS[chosen_method(options)].what}",
                   "pictures": rows, "notes": list(given.notes), "seconds": round(time.monotonic() - began, 1),
                   "peak_memory_bytes": memory_peak(),
                   **records.provenance(config.seed, shlex.join(["python", "sample.py", *argv]))}

@@ -23,7 +23,7 @@ def _self_diffusion(channels: int) -> Restore:
     return self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1)
 
 
-METHODS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
+RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
     "cross-fit": lambda channels: cross_fitted(),
     "self-diffusion": _self_diffusion,
     "pixel-pairs": lambda channels: pixel_pairs(),
@@ -37,8 +37,8 @@ FILLERS = ("cross-fit", "self-diffusion")  # and where pixels are missing
 
 def check_method(method: str, options: Mapping[str, object]) -> None:
     """Raises UserError for a method that is not known, and for options that only a deep image prior takes."""
-    if method != "auto" and method not in METHODS:
-        raise UserError(f"unknown method {method!r}: known are dip, auto, {', '.join(METHODS)}")
+    if method != "auto" and method not in RESTORERS:
+        raise UserError(f"unknown method {method!r}: known are dip, auto, {', '.join(RESTORERS)}")
     if options:
         raise UserError(f"method {method!r} does not take {', '.join(sorted(options))}, which method 'dip' does")
 
@@ -47,7 +47,7 @@ def restore_by(
     method: str, y: Float[np.ndarray, "i j c"], operator: operators.Operator, known: Float[np.ndarray, "h w 1"] | None,
     sigma: float, seed: int,
 ) -> Restoration:
-    """The restoration by a method of METHODS, or by "auto", the referee's average of those that suit the measurement.
+    """The restoration by a method of RESTORERS, or by "auto", the referee's average of those that suit the measurement.
 
     Raises UserError where the method cannot take the measurement, or the referee cannot judge it: without noise and
     without missing pixels nothing can be kept back that would tell more than what was measured.
@@ -55,14 +55,14 @@ def restore_by(
     channels, key = y.shape[-1], jax.random.key(seed)
     measurement = Measurement(jnp.asarray(y), operator, Gaussian(sigma))
     if method != "auto":
-        return METHODS[method](channels)(measurement, key)
+        return RESTORERS[method](channels)(measurement, key)
     if known is not None:
         return stacked(_of(FILLERS, channels), split=splitting.split_pixels(jnp.asarray(known)))(measurement, key)
     if operator != operators.identity or sigma < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
-                        f"choose one of {', '.join(METHODS)}")
+                        f"choose one of {', '.join(RESTORERS)}")
     return stacked(_of(DENOISERS, channels))(measurement, key)
 
 
 def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:
-    return {name: METHODS[name](channels) for name in names}
+    return {name: RESTORERS[name](channels) for name in names}

@@ -7,12 +7,12 @@ import pytest
 from flax import linen as nn
 from PIL import Image as Pillow
 
-from dipddpm_jax.commands import cli, restoring, sample
+from dipddpm_jax.commands import cli, restore_by_prior, sample
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import ScheduleConfig, TrainConfig
 from dipddpm_jax.config.presets import PRESETS
-from dipddpm_jax.config.restoring import RestoreOptions, checked_restoring, chosen_method, refuse_other_options
+from dipddpm_jax.config.restore_by_prior import RestoreOptions, checked_restoring, chosen_method, refuse_other_options
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import schedules
 from dipddpm_jax.errors import UserError
@@ -110,8 +110,8 @@ def test_what_is_refused_is_said_in_a_line(noisy, run, capsys, words, said):
 
 def test_other_channels_and_options_of_restoring_alone_are_refused(model):
     with pytest.raises(UserError, match="the channels must be equal"):
-        restoring.check_fit(model, (SIDE, SIDE, 3))
-    restoring.check_fit(model, (SIDE, SIDE, 1))
+        restore_by_prior.check_fit(model, (SIDE, SIDE, 3))
+    restore_by_prior.check_fit(model, (SIDE, SIDE, 1))
     with pytest.raises(UserError, match="--task belongs to --restore"):
         refuse_other_options(RestoreOptions(task="deblur"), {})
 

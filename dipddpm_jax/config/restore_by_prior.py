@@ -18,7 +18,7 @@ class RestoringMethod(NamedTuple):
 
 
 AUTO = "auto"
-METHODS = {
+PRIOR_METHODS = {
     "one-step": RestoringMethod("the posterior mean of denoising in one call", True, False),
     "truncated": RestoringMethod("reverse steps from the noise of the picture on", True),
     "ddnm": RestoringMethod("DDNM+, Wang et al. 2022"),
@@ -57,14 +57,14 @@ class RestoreOptions:
 
 
 def chosen_method(options: RestoreOptions) -> str:
-    """The name in METHODS. Raises UserError for an unknown one, or one that cannot do the task."""
+    """The name in PRIOR_METHODS. Raises UserError for an unknown one, or one that cannot do the task."""
     name = options.method
     if name == AUTO:
         name = "truncated" if options.task == "denoise" else "matched"
-    if name not in METHODS:
-        known = [AUTO, *METHODS]
+    if name not in PRIOR_METHODS:
+        known = [AUTO, *PRIOR_METHODS]
         raise UserError(f"unknown --method {name!r}: {closest(name, known)}known are {', '.join(known)}")
-    if METHODS[name].denoises_only and options.task != "denoise":
+    if PRIOR_METHODS[name].denoises_only and options.task != "denoise":
         raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or matched")
     return name
 
@@ -82,7 +82,7 @@ def checked_restoring(options: RestoreOptions, seed: int) -> DipConfig:
         raise UserError(f"--calls must be 1 to 10000 and --samples 1 to 1000; got {options.calls} and "
                         f"{options.samples}")
     typed = options.calls != RestoreOptions.calls or options.samples != RestoreOptions.samples
-    if typed and not METHODS[chosen_method(options)].samples:
+    if typed and not PRIOR_METHODS[chosen_method(options)].samples:
         raise UserError(f"--calls and --samples do nothing with --method {options.method}; leave them out")
     config = DipConfig(image=options.restore, task=options.task, sigma=options.sigma, mask=options.mask,
                        factor=options.factor or 4, blur=options.blur or 1.6, seed=seed)
