@@ -26,6 +26,7 @@ class Sample(NamedTuple):
 
 
 Keep = Int[np.ndarray, "kept"] | None  # which transitions 0 .. len(grid) - 2 the path holds; None: all
+DEIS_DEGREE = 2
 
 
 def gaussian_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> NoiseAt:
@@ -198,21 +199,21 @@ def unipc(
 
 def deis(
     denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt | None = None,
-    keep: Keep = None, degree: int = 2,
+    keep: Keep = None,
 ) -> Sample:
-    """tAB-DEIS, Zhang and Chen 2023, eqs. 14 and 15: eps is a polynomial in time through its last degree + 1 values.
+    """tAB-DEIS, Zhang and Chen 2023, eqs. 14 and 15: eps is a parabola in time through its last three values (tAB2).
 
     x_s / signal_s = x_t / signal_t + sum_j eps_j int_t^s L_j(u) d sigma(u), sigma = noise / signal; deterministic, of
-    order degree + 1 but for the first transitions, whose degrees are lower. Between whole times sigma is taken as
+    order 3 but for the first two transitions, of degrees 0 and 1. Between whole times sigma is taken as
     linear. Raises ValueError for a grid that starts without signal.
     """
     t, s, bar_t, bar_s = _transitions(schedule, grid)
     _check_signal(t, bar_t)
     sigma = np.sqrt((1 - schedule.alpha_bars[: t[0] + 1]) / schedule.alpha_bars[: t[0] + 1])
     rise, middles = np.diff(sigma), np.arange(t[0]) + 0.5
-    weights = np.zeros((len(t), degree + 1))
+    weights = np.zeros((len(t), DEIS_DEGREE + 1))
     for i in range(len(t)):
-        nodes = t[max(i - degree, 0) : i + 1][::-1].astype(float)
+        nodes = t[max(i - DEIS_DEGREE, 0) : i + 1][::-1].astype(float)
         for point in (middles[s[i] : t[i]] + side for side in (-0.5 / np.sqrt(3), 0.5 / np.sqrt(3))):  # Gauss-Legendre
             for j, node in enumerate(nodes):
                 others = np.delete(nodes, j)
@@ -226,7 +227,7 @@ def deis(
         return (x, seen[:-1]), x
 
     signal_s = np.sqrt(bar_s)
-    (x, _), path = _walk(step, (x, (jnp.zeros_like(x),) * degree), keep, t=t, scale=signal_s / np.sqrt(bar_t),
+    (x, _), path = _walk(step, (x, (jnp.zeros_like(x),) * DEIS_DEGREE), keep, t=t, scale=signal_s / np.sqrt(bar_t),
                          weights=signal_s[:, None] * weights)
     return Sample(x, path)
 
