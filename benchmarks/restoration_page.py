@@ -77,10 +77,10 @@ def render(lines: list[dict], columns: list[str], before: str) -> str:
         "`restoration.jsonl`.", "",
         "Grey pictures of Set12 (or photographs of scikit-image where it is absent) resized to 64x64, in [0, 1]; PSNR "
         "and SSIM of the restored picture clipped to [0, 1], PSNR in dB. Noise is not clipped. Where its level is "
-        "needed it is estimated from the picture (Donoho and Johnstone); rows `told` know it. No method sees the clean "
-        "picture. All methods of a task see the same noise; a seed changes it too. Differences are taken picture by "
-        "picture; the interval is Student's over pictures. `estimated`: what the method says of its own error. Core "
-        "seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
+        "needed it is estimated from the picture (median of third differences); rows `told` know it. No method sees "
+        "the clean picture. All methods of a task see the same noise; a seed changes it too. Differences are taken "
+        "picture by picture; the interval is Student's over pictures. `estimated`: what the method says of its own "
+        "error. Core seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
         f"Made on {'; '.join(where)}.", "", NOTES + notes + END, ""]
     for task, title in TITLES.items():
         mine = [line for line in lines if line["task"] == task]

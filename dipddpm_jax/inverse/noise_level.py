@@ -6,13 +6,15 @@ from jaxtyping import Float
 
 NORMAL_QUARTILE = 0.6744897501960817  # the median of |N(0, 1)|
 ENOUGH = 100  # values that a median is taken of before a coarser filter is tried
-DAUBECHIES_2 = np.array([1 - (r := np.sqrt(3)), r - 3, 3 + r, -1 - r]) / (4 * np.sqrt(2))
+THIRD_DIFFERENCE = np.array([1, -3, 3, -1]) / np.sqrt(20)
 HAAR = np.array([1, -1]) / np.sqrt(2)
 
 
 def estimate_sigma(image: Float[np.ndarray, "h w c"], known: Float[np.ndarray, "h w _"] | None = None) -> float:
-    """Standard deviation of Gaussian noise, in the units of `image`: the median of |diagonal wavelet details| / 0.6745,
-    mean over channels (Donoho and Johnstone 1994; Daubechies-2 wavelets, as scikit-image's estimate_sigma).
+    """Standard deviation of Gaussian noise, in the units of `image`: the median of |details| / 0.6745 (Donoho and
+    Johnstone 1994), mean over channels. Details are third differences along both axes at every position (as Immerkaer
+    1996 with second ones): they see less of the picture than the decimated Daubechies-2 wavelets of scikit-image's
+    estimate_sigma, and average four times as many values.
 
     Details that are exactly 0 are left out: flat regions, such as black or clipped ones, hold no noise. Only windows
     whose pixels are all `known` (not 0) count; where holes leave fewer than 100 of them, smaller windows are used: 2x2,
@@ -37,8 +39,7 @@ def _of_channel(image: Float[np.ndarray, "h w"], known: np.ndarray) -> float:
 
 def _details(image: np.ndarray, known: np.ndarray) -> Iterator[np.ndarray]:
     """Details of variance sigma^2 whose pixels are all known, from the filter that sees least of the picture on."""
-    padded, padded_known = (np.pad(x, ((2, 3), (2, 3)), mode="symmetric") for x in (image, known))
-    yield _filtered(padded, padded_known, DAUBECHIES_2, (0, 1))[::2, ::2].ravel()
+    yield _filtered(image, known, THIRD_DIFFERENCE, (0, 1)).ravel()
     yield _filtered(image, known, HAAR, (0, 1)).ravel()
     yield np.concatenate([_filtered(image, known, HAAR, (axis,)).ravel() for axis in (0, 1)])
     yield np.convolve(image[known], HAAR, "valid") if known.sum() > 1 else np.zeros(0)

@@ -1,5 +1,4 @@
 """What is measured: operators against convolutions written out, noise against its moments."""
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -131,29 +130,26 @@ def test_poisson_misfit_is_least_at_the_measurement():
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (61, 75, 1)])
 @pytest.mark.parametrize("sigma", [0.02, 0.1])
-def test_sigma_is_estimated_as_scikit_image_does(shape, sigma):
+def test_sigma_of_a_smooth_picture(shape, sigma):
     y, x = np.mgrid[: shape[0], : shape[1]]
     smooth = 0.5 + 0.3 * np.sin(x / 9)[..., None] * np.cos(y / 7)[..., None] * np.ones(shape)
-    noisy = smooth + sigma * np.random.default_rng(0).normal(size=shape)
-    ours = noise_level.estimate_sigma(noisy)
-    np.testing.assert_allclose(ours, sigma, rtol=0.1)
-    if importlib.util.find_spec("pywt"):  # scikit-image's own needs PyWavelets
-        estimate = skimage.restoration.estimate_sigma(noisy, channel_axis=-1, average_sigmas=True)
-        np.testing.assert_allclose(ours, estimate, rtol=1e-6)
+    found = [noise_level.estimate_sigma(smooth + sigma * np.random.default_rng(seed).normal(size=shape))
+             for seed in range(40)]
+    np.testing.assert_allclose(np.mean(found), sigma, rtol=0.02)
+    assert np.std(found) < 0.036 * sigma / shape[2] ** 0.5  # 0.042 by wavelets, which are a quarter as many
 
 
 CAMERA = skimage.data.camera()[..., None] / 255
 
 
-@pytest.mark.parametrize("sigma, recorded", [
-    (5, (6.260701207867342, 6.264674874941453)), (10, (11.131885320203663, 11.137564064382772)),
-    (25, (25.531774788068876, 25.544171651753782))])
-def test_sigma_of_a_photograph_as_scikit_image_recorded_it(sigma, recorded):
-    """Recorded: skimage.restoration.estimate_sigma of version 0.26, whose PyWavelets may be absent here."""
+@pytest.mark.parametrize("sigma, recorded", [(5, 6.2607012), (10, 11.1318853), (25, 25.5317748)])
+def test_sigma_of_a_photograph_is_as_near_as_by_wavelets(sigma, recorded):
+    """Recorded: skimage.restoration.estimate_sigma of version 0.26 of the same noisy picture."""
     noisy = CAMERA + sigma / 255 * np.random.default_rng(sigma).normal(size=CAMERA.shape)
-    np.testing.assert_allclose(255 * noise_level.estimate_sigma(noisy), recorded[0], rtol=1e-6)
-    half_black = np.concatenate([0 * noisy, noisy])  # scikit-image and we leave details out that are exactly 0
-    np.testing.assert_allclose(255 * noise_level.estimate_sigma(half_black), recorded[1], rtol=1e-6)
+    found = 255 * noise_level.estimate_sigma(noisy)
+    assert abs(found - sigma) < abs(recorded - sigma)
+    half_black = np.concatenate([0 * noisy, noisy])  # details are left out that are exactly 0
+    np.testing.assert_allclose(255 * noise_level.estimate_sigma(half_black), found, rtol=5e-3)
     np.testing.assert_allclose(noise_level.estimate_sigma(half_black + 1), noise_level.estimate_sigma(half_black),
                                rtol=1e-6)  # white is as flat as black
 
@@ -173,7 +169,7 @@ def test_the_level_of_nothing_is_zero():
     black = np.zeros((16, 16, 3))
     assert noise_level.estimate_sigma(black) == 0 and noise_level.estimate_sigma(black + 1) == 0
     assert noise_level.estimate_sigma(CAMERA, np.zeros_like(CAMERA)) == 0
-    assert noise_level.estimate_sigma(CAMERA[:3, :2]) > 0  # smaller than a wavelet
+    assert noise_level.estimate_sigma(CAMERA[:3, :2]) > 0  # smaller than the filter
 
 
 def dense(operator, shape):
