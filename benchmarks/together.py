@@ -6,14 +6,12 @@ network. A line of together.jsonl is one picture restored by one method; lines t
 again, so that the study may be completed in parts:
 
     python benchmarks/together.py --minutes 30
-    python benchmarks/together.py --prior digits --minutes 30
+    python benchmarks/together.py --prior digits --study.calls 20 --minutes 30
 """
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,82 +24,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import together_page  # noqa: E402
 from benchmarks.places import REPO  # noqa: E402
+from benchmarks.together_rows import SIDE, Shared, Study, Task, methods, suits, tasks, together, truths  # noqa: E402
 from dipddpm_jax import data, devices, plots, records  # noqa: E402
 from dipddpm_jax.commands.model import load_run  # noqa: E402
 from dipddpm_jax.commands.starts import load_prior  # noqa: E402
-from dipddpm_jax.diffusion import schedules  # noqa: E402
-from dipddpm_jax.hybrids import ddnm, decoupled, diffpir, dps, pigdm, truncated_reverse  # noqa: E402
+from dipddpm_jax.diffusion import schedules, spacings  # noqa: E402
 from dipddpm_jax.hybrids.prior import DiffusionPrior  # noqa: E402
-from dipddpm_jax.inverse import exact, noises, operators  # noqa: E402
-from dipddpm_jax.inverse.measurement import Measurement, Restore  # noqa: E402
+from dipddpm_jax.inverse import exact, noises  # noqa: E402
+from dipddpm_jax.inverse.measurement import Measurement, Restoration  # noqa: E402
 from dipddpm_jax.judging.metrics import clipped_psnr  # noqa: E402
 from dipddpm_jax.pretrained import PRIORS  # noqa: E402
 
 RESULTS = REPO / "docs" / "results"
-SIDE = 28
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a line depends on, beside its picture, task and method."""
-
-    deviation: float = 0.1
-    """s, of pixels in [0, 1]."""
-    calls: int = 50
-    """Network calls of a chain."""
-    samples: int = 19
-    """Chains of a picture: the truth lies between the least and the greatest of 19 posterior samples in 90 % of all
-    cases, whatever the posterior looks like."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """An operator, and the standard deviation of the noise, of 255."""
-
-    operator: operators.Operator
-    sigma: float
-
-
-def tasks() -> dict[str, Task]:
-    """Denoising at four levels, and four operators."""
-    rows, columns = np.indices((SIDE, SIDE))
-    box = ~((abs(rows - 13.5) < 7) & (abs(columns - 13.5) < 7))
-    scattered = operators.random_mask(jax.random.key(7), SIDE, SIDE, 0.1)
-    return {
-        **{f"denoise {sigma}": Task(operators.identity, sigma) for sigma in (15, 25, 50, 255)},
-        "inpaint 90 %": Task(operators.masked(scattered), 15),
-        "inpaint box": Task(operators.masked(jnp.asarray(box[..., None], jnp.float32)), 15),
-        "x4": Task(operators.downsample(SIDE, SIDE, 4), 15),
-        "deblur": Task(operators.blur(SIDE, SIDE, 1.6), 15),
-    }
-
-
-def methods(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]]:
-    """What is compared; the first three only denoise."""
-    many = {"calls": c.calls, "samples": c.samples}
-    return {
-        "one step": lambda: truncated_reverse.one_step(prior),
-        "truncated, ddim": lambda: truncated_reverse.truncated_reverse(prior, c.calls, 1, "ddim"),
-        "truncated, ancestral": lambda: truncated_reverse.truncated_reverse(prior, **many),
-        "DDNM+": lambda: ddnm.ddnm(prior, **many),
-        "DiffPIR": lambda: diffpir.diffpir(prior, **many),
-        "DPS": lambda: dps.dps(prior, **many),
-        "PiGDM": lambda: pigdm.pigdm(prior, **many),
-        "PiGDM, matched": lambda: pigdm.pigdm(prior, **many, variance=pigdm.matched_variance),
-        "DAPS, s/a": lambda: decoupled.decoupled(prior, **many, variance=decoupled.noise_variance),
-        "decoupled, matched": lambda: decoupled.decoupled(prior, **many),
-    }
-
-
-DENOISE_ONLY = ("one step", "truncated, ddim", "truncated, ancestral")
-REFUSED = {("DDNM+", "deblur")}  # it says so: the pseudo-inverse of a blur multiplies noise
-
-
-def truths(c: Study, kind: str, count: int, mixture: exact.Mixture) -> np.ndarray:
-    """Pictures of the prior itself, or digits that it never saw (of mixed classes, in the order of the file)."""
-    if kind == "prior":
-        return np.asarray(mixture.draw(jax.random.key(11), 64))[:count]
-    return data.load("mnist5k", "test").images[:count].astype(np.float32) / 255
+KEPT = REPO / "runs" / "together"  # cross-fits, which other denoisers' rows need too
 
 
 def measure(task: Task, truth: np.ndarray, picture: int, seed: int) -> Measurement:
@@ -139,8 +74,11 @@ class Asked:
     seeds: int = 2
     """Draws of noise and chains for each picture."""
     sets: tuple[str, ...] = ("prior", "held-out")
+    """Of prior, held-out, turned (held-out digits, by a quarter) and photographs."""
     only: tuple[str, ...] = ()
     """Methods; default: all."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; default: all."""
     prior: str | None = None
     """A pretrained prior (digits) or a run's directory, whose network is the denoiser instead of the exact one."""
     study: Study = Study()
@@ -151,21 +89,65 @@ def jobs(asked: Asked, names: list[str]):
     for picture in range(asked.pictures):
         for seed in range(asked.seeds):
             for kind in asked.sets:
-                for task in tasks():
+                for task in asked.tasks or tasks():
                     for method in names:
-                        if (method not in DENOISE_ONLY or task.startswith("denoise")) and (
-                                method, task) not in REFUSED:
+                        if suits(method, task):
                             yield {"set": kind, "task": task, "method": method, "picture": picture, "seed": seed}
+
+
+def recipe_of(name: str, c: Study) -> dict[str, Any]:
+    """What lines must share to stand in one table; fields that were added later stand in it only where they are not
+    their default."""
+    first = {"deviation": c.deviation, "calls": c.calls, "samples": c.samples}
+    return {"denoiser": name, **first, **{field.name: getattr(c, field.name) for field in dataclasses.fields(c)
+                                         if field.name not in first and getattr(c, field.name) != field.default}}
 
 
 def denoiser(asked: Asked, mixture: exact.Mixture) -> tuple[str, DiffusionPrior]:
     """The name of the denoiser, and the prior that it makes."""
+    spacing = {"even_log_snr": spacings.even_log_snr, "even_time": spacings.even_time}[asked.study.spacing]
     if asked.prior is None:
         schedule = schedules.cosine(1000)
-        return "exact", DiffusionPrior(exact.exact_denoiser(mixture, schedule), schedule)
+        return "exact", DiffusionPrior(exact.exact_denoiser(mixture, schedule), schedule, spacing=spacing)
     model = load_prior(asked.prior) if asked.prior in PRIORS else load_run(asked.prior)
     name = asked.prior if asked.prior in PRIORS else f"{model.config.data} {model.step}"
-    return name, DiffusionPrior(model.denoiser(), model.schedule, model.pixels)
+    return name, DiffusionPrior(model.denoiser(), model.schedule, model.pixels, spacing)
+
+
+class Rows:
+    """The restorers by name, each made when it is first needed."""
+
+    def __init__(self, prior: DiffusionPrior, c: Study, mixture: exact.Mixture):
+        self.c, self.mixture, self.shared = c, mixture, Shared(KEPT)
+        self.makers = methods(prior, c) | together(prior, c, self.shared)
+        self.made, self.warm, self.infer = {}, set(), {}
+
+    def inference(self, name: str, task: Task) -> exact.Inference:
+        if name not in self.infer:
+            self.infer[name] = exact.infer(self.mixture, task.operator, task.sigma / 255)
+        return self.infer[name]
+
+    def restored(
+        self, method: str, name: str, task: Task, truth: np.ndarray, measurement: Measurement, key
+    ) -> tuple[Restoration, float]:
+        """The restoration and its seconds; only a row named "oracle" sees the truth."""
+        if method == "exact posterior":
+            def restore(measurement, key):
+                return _exact(self.inference(name, task), self.c.samples, measurement, key)
+        else:
+            if method not in self.made:
+                self.made[method] = self.makers[method]()
+            restore = self.made[method]
+            if method.endswith("oracle"):
+                restore = restore(truth)
+        if (method, name) not in self.warm:  # the first one compiles
+            jax.block_until_ready(restore(measurement, key).picture)
+            self.warm.add((method, name))
+            self.shared.settle()
+        began = time.monotonic()
+        found = restore(measurement, key)
+        jax.block_until_ready(found.picture)
+        return found, time.monotonic() - began + self.shared.settle()
 
 
 def compute(asked: Asked, file: Path) -> None:
@@ -174,45 +156,34 @@ def compute(asked: Asked, file: Path) -> None:
     digits = data.load("mnist5k", "train").images.astype(np.float32) / 255
     mixture = exact.Mixture(jnp.asarray(digits), c.deviation)
     name, prior = denoiser(asked, mixture)
-    recipe = {"denoiser": name, **dataclasses.asdict(c)}
+    recipe = recipe_of(name, c)
     done = [{key: line[key] for key in ("set", "task", "method", "picture", "seed")}
             for line in records.read_lines(file) if line["recipe"] == recipe]
-    every, made, all_tasks = methods(prior, c), {}, tasks()
-    infer = {}
+    rows, all_tasks = Rows(prior, c, mixture), tasks()
     origin = records.provenance()
     where = f"{origin['machine']}, {origin['date']}"
-    pictures = {kind: truths(c, kind, asked.pictures, mixture) for kind in asked.sets}
-    for job in jobs(asked, [name for name in ("exact posterior", *every) if not asked.only or name in asked.only]):
+    pictures = {kind: truths(kind, asked.pictures, mixture) for kind in asked.sets}
+    for job in jobs(asked, [row for row in ("exact posterior", *rows.makers) if not asked.only or row in asked.only]):
         if job in done or time.monotonic() - began > 60 * asked.minutes:
             continue
         task, truth = all_tasks[job["task"]], pictures[job["set"]][job["picture"]]
-        if job["task"] not in infer:
-            infer[job["task"]] = exact.infer(mixture, task.operator, task.sigma / 255)
-        given, method = infer[job["task"]], job["method"]
         measurement = measure(task, truth, job["picture"], job["seed"])
-        if method not in made:
-            made[method] = every[method]() if method in every else partial(_exact, infer, c.samples)
         key = jax.random.fold_in(jax.random.key(200), job["seed"])
-        run = partial(made[method], measurement, key) if method in every else partial(
-            made[method], job["task"], measurement, key)
-        if (method, job["task"]) not in made:  # the first one compiles
-            made[method, job["task"]] = jax.block_until_ready(run().picture)
-        started = time.monotonic()
-        restored = run()
-        jax.block_until_ready(restored.picture)
-        seconds = time.monotonic() - started
-        bound = exact.posterior_of(given, task.operator, measurement.y)
+        restored, seconds = rows.restored(job["method"], job["task"], task, truth, measurement, key)
+        bound = exact.posterior_of(rows.inference(job["task"], task), task.operator, measurement.y)
         line = {**job, **scored(truth, measurement, restored, bound), "calls": restored.evidence.calls,
                 "seconds": round(seconds, 3), "where": where, "recipe": recipe}
+        if restored.evidence.steps:
+            line["steps"] = restored.evidence.steps
+        if restored.evidence.error is not None:
+            line["error"] = restored.evidence.error
         records.append_lines(file, [line])
 
 
-def _exact(infer: dict, samples: int, task: str, measurement: Measurement, key):
+def _exact(given: exact.Inference, samples: int, measurement: Measurement, key) -> Restoration:
     """The exact posterior, by what is known of it already."""
-    from dipddpm_jax.inverse.measurement import Restoration
-
-    found = exact.posterior_of(infer[task], measurement.operator, measurement.y)
-    drawn = exact.posterior_samples(infer[task], measurement.operator, measurement.y, key, samples)
+    found = exact.posterior_of(given, measurement.operator, measurement.y)
+    drawn = exact.posterior_samples(given, measurement.operator, measurement.y, key, samples)
     return Restoration(found.mean, found.deviation, samples=drawn)
 
 
@@ -221,7 +192,7 @@ def show(c: Study, path: Path) -> None:
     digits = data.load("mnist5k", "train").images.astype(np.float32) / 255
     mixture = exact.Mixture(jnp.asarray(digits), c.deviation)
     _, prior = denoiser(Asked(), mixture)
-    truth = truths(c, "held-out", 3, mixture)[2]
+    truth = truths("held-out", 3, mixture)[2]
     every, rows = methods(prior, c), []
     for name, task in tasks().items():
         if name in ("denoise 15", "denoise 25"):

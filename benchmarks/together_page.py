@@ -5,6 +5,19 @@ from typing import Any
 import numpy as np
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
+DIFFUSION = ("one step", "truncated, ancestral", "truncated, 6 times the chains", "PiGDM, matched")
+UNIONS = {  # row: what of it there would be without a diffusion prior
+    "start: non-local means, rule": "non-local means",
+    "start: non-local means, oracle": "non-local means",
+    "start: cross-fit, rule": "cross-fit",
+    "start: cross-fit, oracle": "cross-fit",
+    "guided start: cross-fit, rule": "cross-fit",
+    "guided start: cross-fit, oracle": "cross-fit",
+    "half cross-fit, half diffusion": "cross-fit",
+    "referee: cross-fit and diffusion": "cross-fit",
+    "guided fit": "cross-fit",
+}
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # 97.5 % quantiles
 
 
 def interval(values: dict[int, list[float]]) -> str:
@@ -12,28 +25,71 @@ def interval(values: dict[int, list[float]]) -> str:
     means = np.array([np.mean(rows) for rows in values.values()])
     if len(means) < 2:
         return f"{means.mean():.2f}"
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}.get(len(means), 2.0)
-    return f"{means.mean():.2f} ± {t * means.std(ddof=1) / np.sqrt(len(means)):.2f}"
+    return f"{means.mean():.2f} ± {STUDENT.get(len(means) - 1, 2.23) * means.std(ddof=1) / np.sqrt(len(means)):.2f}"
+
+
+def by_picture(pairs: list[tuple[dict[str, Any], float]]) -> dict[int, list[float]]:
+    """The values of each picture."""
+    found: dict[int, list[float]] = {}
+    for line, value in pairs:
+        found.setdefault(line["picture"], []).append(value)
+    return found
 
 
 def table(lines: list[dict[str, Any]]) -> list[str]:
     """One set and one denoiser: a row a method, a column a task; dB to the exact posterior mean, and coverage."""
     tasks, methods = (list(dict.fromkeys(line[key] for line in lines)) for key in ("task", "method"))
     rows = ["| method | " + " | ".join(tasks) + " | calls | s |", "|---" * (len(tasks) + 3) + "|"]
-    means = {task: np.mean([line["exact"] for line in lines if line["task"] == task]) for task in tasks}
-    rows.append("| *exact posterior mean, dB* | " + " | ".join(f"{means[task]:.2f}" for task in tasks) + " | | |")
+    bounds = {task: {(line["picture"], line["seed"]): line["exact"] for line in lines if line["task"] == task}
+              for task in tasks}
+    rows.append("| *exact posterior mean, dB* | " + " | ".join(
+        f"{np.mean(list(bounds[task].values())):.2f}, n = {len({picture for picture, _ in bounds[task]})}"
+        for task in tasks) + " | | |")
     for method in methods:
         own, cells = [line for line in lines if line["method"] == method], []
         for task in tasks:
-            gaps: dict[int, list[float]] = {}
-            for line in own:
-                if line["task"] == task:
-                    gaps.setdefault(line["picture"], []).append(line["psnr"] - line["exact"])
-            covered = [line["coverage"] for line in own if line["task"] == task and "coverage" in line]
-            cells.append("" if not gaps else interval(gaps) + (f"; {100 * np.mean(covered):.0f} %" if covered else ""))
+            here = [line for line in own if line["task"] == task]
+            covered = [line["coverage"] for line in here if "coverage" in line]
+            fewer = len({line["picture"] for line in here})
+            few = f" (n = {fewer})" if here and fewer < len({picture for picture, _ in bounds[task]}) else ""
+            cells.append("" if not here else interval(by_picture([(one, one["psnr"] - one["exact"]) for one in here]))
+                         + (f"; {100 * np.mean(covered):.0f} %" if covered else "") + few)
         rows.append(f"| {method} | " + " | ".join(cells) + f" | {np.median([line['calls'] for line in own]):.0f} | "
                     f"{np.median([line['seconds'] for line in own]):.2f} |")
     return rows
+
+
+def gain(lines: list[dict[str, Any]], union: str) -> str | None:
+    """PSNR of a union of two less that of the better of its parts, the one whose mean is higher in these very lines;
+    None where no line of the union has its parts beside it. The lines are those of one set, task and denoiser."""
+    where = {}
+    for line in lines:
+        where.setdefault(line["method"], {})[line["picture"], line["seed"]] = line
+    parts = [where[part] for part in (UNIONS[union], *DIFFUSION) if part in where]
+    if union not in where or UNIONS[union] not in where or len(parts) < 2:
+        return None
+    common = [place for place in where[union] if all(place in part for part in parts)]
+    if not common:
+        return None
+    best = max(parts, key=lambda part: np.mean([part[place]["psnr"] for place in common]))
+    name = best[common[0]]["method"]
+    differences = by_picture([(where[union][place], where[union][place]["psnr"] - best[place]["psnr"])
+                              for place in common])
+    return f"{interval(differences)} ({name}; n = {len(differences)})"
+
+
+def gains(lines: list[dict[str, Any]]) -> list[str]:
+    """Of one set and one denoiser: a row a union, a column a task."""
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    found = {union: [gain([line for line in lines if line["task"] == task], union) for task in tasks]
+             for union in UNIONS}
+    kept = [i for i in range(len(tasks)) if any(cells[i] for cells in found.values())]
+    if not kept:
+        return []
+    return ["Union less the better of its two parts, dB:", "",
+            "| union | " + " | ".join(tasks[i] for i in kept) + " |", "|---" * (len(kept) + 1) + "|",
+            *(f"| {union} | " + " | ".join(cells[i] or "" for i in kept) + " |"
+              for union, cells in found.items() if any(cells)), ""]
 
 
 def write(lines: list[dict[str, Any]], page: Path) -> None:
@@ -46,9 +102,11 @@ def write(lines: list[dict[str, Any]], page: Path) -> None:
     for recipe in recipes:
         for kind in dict.fromkeys(line["set"] for line in lines if line["recipe"] == recipe):
             own = [line for line in lines if line["recipe"] == recipe and line["set"] == kind]
-            count = len({(line["picture"], line["seed"]) for line in own})
+            others = "".join(f", {key} {value}" for key, value in recipe.items()
+                             if key not in ("denoiser", "samples", "calls", "deviation"))
+            pictures, seeds = (len({line[key] for line in own}) for key in ("picture", "seed"))
             text += [f"### Denoiser: {recipe['denoiser']}; pictures: {kind}",
-                     f"{count} pictures and seeds, {recipe['samples']} chains of {recipe['calls']} calls, "
-                     f"s = {recipe['deviation']}; {own[0]['where']}.", "", *table(own), ""]
+                     f"At most {pictures} pictures and {seeds} seeds, {recipe['samples']} chains of {recipe['calls']} "
+                     f"calls, s = {recipe['deviation']}{others}; {own[-1]['where']}.", "", *table(own), "", *gains(own)]
     before, _, rest = (page.read_text() if page.exists() else f"{BEGIN}\n{END}").partition(BEGIN)
     page.write_text(before + "\n".join([BEGIN, *text, END]) + rest.partition(END)[2])

@@ -11,7 +11,7 @@ The rooms, each importing only those before it:
     networks      one network a file, with the attribute names of the PyTorch original; layers
     diffusion     from noise to pictures: schedules, forward (adding noise), denoisers, spacings, samplers, training
     inverse       what was measured, and what can be known exactly: operators, noises, noise_level, exact (posteriors)
-                  what a restorer is (measurement), how one is chosen without the clean picture (referee)
+                  what a restorer is (measurement), how one is judged without the clean picture (referee, unbiased_risk)
     dip           one picture, one untrained network: fit, variants, stopping, study (oracles), staged (system 002)
     hybrids       where the two meet: filtered_start (system 001), passes (system 003); restorers by a diffusion prior
                   (prior has what they share): truncated_reverse, estimate_start, guided_fit, ddnm, diffpir, dps, ...

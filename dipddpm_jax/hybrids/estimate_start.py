@@ -4,17 +4,27 @@ SDEdit (Meng et al. 2022) and CCDF (Chung, Sim and Ye 2022): x_t0 = a d + s eps 
 to begin is a rule that sees the estimate and its own estimated error, never the clean picture.
 """
 from collections.abc import Callable
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from dipddpm_jax.diffusion import samplers
 from dipddpm_jax.diffusion.schedules import time_at_snr
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids.prior import DiffusionPrior, Grid, Task, grid_from, restorer, time_of_noise
-from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
+from dipddpm_jax.hybrids.prior import (
+    DiffusionPrior,
+    Step,
+    Task,
+    Transition,
+    grid_from,
+    restoration_of,
+    time_of_noise,
+    transitions,
+)
+from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
+from dipddpm_jax.inverse.noises import gaussian_sigma
+from dipddpm_jax.inverse.operators import Operator
 from dipddpm_jax.types import Images
 
 Start = Callable[[DiffusionPrior, Restoration], int]  # the time t0 for an estimate
@@ -47,29 +57,37 @@ def _error(estimate: Restoration) -> float:
     return max(float(estimate.evidence.error), 1e-12)
 
 
+def unguided(task: Task, x: Images, c: Transition) -> Images:
+    """An ancestral step (posterior variance), which takes no notice of the measurement."""
+    return c.posterior_step(task.denoise(x, c.t).x0, x, task.normal(c.s))
+
+
 def estimate_start(
-    prior: DiffusionPrior, estimate: Restore, start: Start, calls: int = 50, samples: int = 1
+    prior: DiffusionPrior, estimate: Restore, start: Start, calls: int = 50, samples: int = 1, step: Step = unguided
 ) -> Restore:
-    """Ancestral steps (posterior variance) from the noised estimate. They take no more notice of the measurement: what
-    the estimate lost, they draw from the prior. Raises UserError as `estimate` and `start`."""
+    """Chains of steps from the noised estimate. With `unguided` ones (SDEdit) what the estimate lost is drawn from the
+    prior, and the measurement has no say any more; with the step of a method such as `pigdm.guided_step` (CCDF) it has.
+    Raises UserError as `estimate` and `start`."""
+    denoise = prior.denoise
+    if not isinstance(denoise, jax.tree_util.Partial):
+        denoise = jax.tree_util.Partial(denoise)
+
+    @partial(jax.jit, static_argnames="operator")
+    def run(denoise, guess, y, sigma, keys, rows, operator: Operator) -> Images:
+        task = Task(denoise, y, sigma, keys, operator, prior.pixels)
+        first = jax.tree.map(lambda row: row[0], rows)
+        x = first.a * prior.pixels.to_network(guess[None]) + first.noise * task.normal(first.t, 1)
+        return prior.pixels.to_pixels(jax.lax.scan(lambda x, c: (step(task, x, c), None), x, rows)[0])
+
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         guess_key, chain_key = jax.random.split(key)
         guess = estimate(measurement, guess_key)
-        grid = grid_from(prior, start(prior, guess), calls)
-        as_measured = Measurement(guess.picture, measurement.operator, measurement.noise)
-        found = chains(grid)(as_measured, chain_key)
-        cost = found.evidence._replace(calls=found.evidence.calls + guess.evidence.calls, steps=guess.evidence.steps)
-        return found._replace(evidence=cost)
-
-    def chains(grid: Grid) -> Restore:
-        return restorer(prior, method, lambda sigma: grid, samples)
-
-    def method(task: Task, grid: Grid) -> Images:
-        bar = prior.schedule.alpha_bars[grid[0]]
-        shape = (len(task.keys), *task.y.shape)
-        estimate = jnp.broadcast_to(task.pixels.to_network(task.y[None]), shape)
-        x = float(np.sqrt(bar)) * estimate + float(np.sqrt(1 - bar)) * task.normal(jnp.int32(grid[0]), 1, task.y.shape)
-        return samplers.ancestral(task.denoise, prior.schedule, x, np.asarray(grid),
-                                  lambda t: task.normal(t, 0, task.y.shape), variance="posterior").x
+        # The times are data, not part of the program: a t0 of its own for every picture compiles nothing.
+        rows = transitions(prior.schedule, grid_from(prior, start(prior, guess), calls))
+        sigma = float(gaussian_sigma(measurement.noise))
+        keys = jax.random.split(chain_key, samples)
+        pictures = run(denoise, guess.picture, measurement.y, sigma, keys, rows, measurement.operator)
+        cost = Cost(len(rows.t) * samples + guess.evidence.calls, guess.evidence.steps)
+        return restoration_of(pictures, cost)
 
     return restore

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dipddpm_jax.hybrids.prior import DiffusionPrior, Task, Transition, reverse
+from dipddpm_jax.hybrids.prior import DiffusionPrior, Step, Task, Transition, reverse
 from dipddpm_jax.inverse.measurement import Restore
 from dipddpm_jax.types import Images
 
@@ -34,10 +34,15 @@ def pigdm(prior: DiffusionPrior, calls: int = 50, samples: int = 1, variance: Va
 
     A step costs the network's gradient beside its value; with `matched_variance` it costs two gradients.
     """
+    return reverse(prior, guided_step(variance), calls, samples)
+
+
+def guided_step(variance: Variance = unit_variance) -> Step:
+    """One step of `pigdm`, for chains that begin elsewhere, as those of `estimate_start`."""
     def step(task: Task, x: Images, c: Transition) -> Images:
         x0, pull = jax.vjp(lambda x: task.denoise(x, c.t).x0, x)
         r2 = variance(c, lambda v: pull(v)[0], task.signs(c.t))
         explained = task.missing(x0, task.level**2 / r2) / r2[:, None, None, None]
         return c.posterior_step(x0 + c.noise**2 / c.a * pull(explained)[0], x, task.normal(c.s))
 
-    return reverse(prior, step, calls, samples)
+    return step

@@ -22,15 +22,18 @@ from dipddpm_jax.inverse.noises import gaussian_sigma
 from dipddpm_jax.inverse.operators import Operator, Ridge
 from dipddpm_jax.types import Denoise, Images
 
+Spacing = Callable[[NoiseSchedule, int, int], np.ndarray]  # (schedule, steps, start) -> decreasing times, to 0
 REACH = 0.5  # a time serves for a noise level if its own is at most twice as much
 
 
 class DiffusionPrior(NamedTuple):
-    """A denoiser, the schedule that its times belong to, and the units of its pictures."""
+    """A denoiser, the schedule that its times belong to, the units of its pictures, and how the times of chains are
+    spaced."""
 
     denoise: Denoise
     schedule: NoiseSchedule
     pixels: Pixels = Pixels()
+    spacing: Spacing = spacings.even_log_snr
 
 
 class Task(NamedTuple):
@@ -104,12 +107,16 @@ def restorer(
         grid = grid_for(sigma)
         keys = jax.random.split(key, samples)
         pictures = run(denoise, measurement.y, sigma, keys, measurement.operator, grid)
-        cost = Cost(calls=calls_a_step * (len(grid) - 1) * samples)
-        if samples == 1:
-            return Restoration(pictures[0], None, cost)
-        return Restoration(pictures.mean(0), pictures.std(0, ddof=1), cost, pictures)
+        return restoration_of(pictures, Cost(calls=calls_a_step * (len(grid) - 1) * samples))
 
     return restore
+
+
+def restoration_of(pictures: Images, cost: Cost) -> Restoration:
+    """One chain's picture, or the mean and standard deviation of several chains."""
+    if len(pictures) == 1:
+        return Restoration(pictures[0], None, cost)
+    return Restoration(pictures.mean(0), pictures.std(0, ddof=1), cost, pictures)
 
 
 def time_of_noise(prior: DiffusionPrior, sigma: float) -> int:
@@ -126,8 +133,8 @@ def time_of_noise(prior: DiffusionPrior, sigma: float) -> int:
 
 
 def grid_from(prior: DiffusionPrior, start: int, calls: int) -> Grid:
-    """Times from `start` to 0 for at most `calls` network calls, evenly spread in log SNR (Lu et al. 2022)."""
-    return tuple(int(t) for t in spacings.even_log_snr(prior.schedule, min(calls, start), start))
+    """Times from `start` to 0 for at most `calls` network calls, spread as the prior's spacing says."""
+    return tuple(int(t) for t in prior.spacing(prior.schedule, min(calls, start), start))
 
 
 class Transition(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 from dipddpm_jax.diffusion import schedules
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids import estimate_start, guided_fit
+from dipddpm_jax.hybrids import estimate_start, guided_fit, pigdm
 from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.inverse import exact, noises, operators
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration
@@ -45,6 +45,33 @@ def test_a_start_between_shrinks_the_estimate_as_the_prior_says():
         measured(), jax.random.key(0))
     v2, level2 = (DEVIATION / 0.5) ** 2, 1 / SCHEDULE.alpha_bars[time] - 1
     np.testing.assert_allclose(found.picture.mean(), 0.6 + v2 / (v2 + level2) * (0.3 - 0.6), atol=0.01)
+
+
+def test_guided_steps_from_an_estimate_end_in_the_posterior():
+    """CCDF: from a late time the estimate is forgotten, and the measurement is not."""
+    half = operators.masked(jnp.float32(np.indices((SIDE, SIDE))[0][..., None] % 2))
+    measurement = measured(half, 0.1)
+    found = estimate_start.estimate_start(PRIOR, guess(), estimate_start.at_time(900), 100, 400,
+                                          pigdm.guided_step(pigdm.matched_variance))(measurement, jax.random.key(0))
+    wanted = exact.exact_posterior(GAUSSIAN)(measurement, jax.random.key(0))
+    np.testing.assert_allclose(found.picture, wanted.picture, atol=4 * DEVIATION / 400**0.5)
+    ratio = np.mean(np.square(found.spread)) / np.mean(np.square(wanted.spread))
+    np.testing.assert_allclose(np.sqrt(ratio), 1, rtol=0.1)
+
+
+def test_a_start_of_its_own_for_every_picture_compiles_nothing():
+    traced = []
+
+    def denoise(x, t):
+        traced.append(t)
+        return PRIOR.denoise(x, t)
+
+    times = iter((300, 500))
+    restore = estimate_start.estimate_start(PRIOR._replace(denoise=denoise), guess(), lambda *_: next(times), 10, 2)
+    restore(measured(), jax.random.key(0))
+    count = len(traced)
+    restore(measured(), jax.random.key(0))
+    assert len(traced) == count > 0
 
 
 def test_the_rules_for_the_start_follow_the_estimated_error():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dipddpm_jax.diffusion import schedules
+from dipddpm_jax.diffusion import schedules, spacings
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids import ddnm, decoupled, diffpir, dps, pigdm, truncated_reverse
@@ -121,6 +121,12 @@ def test_a_step_to_time_0_is_the_clean_picture_and_others_keep_the_variance():
     np.testing.assert_allclose([rows.x_gain[1], rows.deviation[1]], 0, atol=1e-6)
     total = rows.x_gain[0] ** 2 * rows.noise[0] ** 2 + rows.deviation[0] ** 2  # var of x_s given x0
     np.testing.assert_allclose(total, rows.noise_s[0] ** 2, rtol=1e-5)
+
+
+def test_the_spacing_of_a_prior_is_that_of_its_chains():
+    even = PRIOR._replace(spacing=spacings.even_time)
+    assert grid_from(even, 100, 4) == (100, 75, 50, 25, 0)
+    assert grid_from(PRIOR, 100, 4) == tuple(spacings.even_log_snr(SCHEDULE, 4, 100))
 
 
 def test_times_of_noise():
