@@ -74,8 +74,8 @@ class Row(NamedTuple):
     draws: bool = True  # whether a seed changes it
 
 
-def one_fit(weight: float) -> Restore:
-    """One deep image prior (DIP-TV with a weight), stopped by a tenth of the pixels."""
+def one_fit(weight: float | None) -> Restore:
+    """One deep image prior (DIP-TV with a weight; None: by the noise), stopped by a tenth of the pixels."""
     @functools.lru_cache
     def fit_for(operator, shape):
         fit = crossfit.a_fit(channels=shape[-1], weight=weight)
@@ -129,7 +129,7 @@ ROWS: dict[str, Row] = {
     "BM3D, told": Row(bm3d_denoiser, DENOISE[:3], True, False),
     "pixel pairs": Row(lambda: pixel_pairs(24, 1500)),
     "DIP": Row(lambda: one_fit(0.0), tuple(TASKS)),
-    "DIP-TV": Row(lambda: one_fit(0.02), tuple(TASKS)),
+    "DIP-TV": Row(lambda: one_fit(None), tuple(TASKS)),
     "refit": Row(crossfit.refitted, tuple(TASKS)),
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
     "self-diffusion": Row(self_diffused(100), tuple(TASKS)),

@@ -45,7 +45,7 @@ class DipConfig:
     system 001's 8, 16, 32; conv: three plain convolutions; decoder: the deep decoder."""
     variant: Literal["plain", "tv", "self-guided", "aseqdip"] = "plain"
     weight: float | None = None
-    """Weight of the variant's penalty; default: tv 0.02, self-guided 0.1, aseqdip 1."""
+    """Weight of the variant's penalty; default: tv by the noise, self-guided 0.1, aseqdip 1."""
     code: Literal["noise", "meshgrid", "image"] = "noise"
     """The network's input; self-guided and aseqdip start from the measurement. The noise of conv has several scales,
     since to 7x7 pixels white noise looks alike everywhere."""

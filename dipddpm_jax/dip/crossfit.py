@@ -41,10 +41,10 @@ def small_skip_net(channels: int) -> nn.Module:
 
 
 def a_fit(
-    network: Callable[[int], nn.Module] = small_skip_net, channels: int = 1, weight: float = 0.02, rate: float = 0.01,
-    average_decay: float = 0.99, patience: int = PATIENCE,
+    network: Callable[[int], nn.Module] = small_skip_net, channels: int = 1, weight: float | None = None,
+    rate: float = 0.01, average_decay: float = 0.99, patience: int = PATIENCE,
 ) -> Dip:
-    """DIP-TV with `weight`, by Adam with learning rate `rate`, stopped by the held-out rule."""
+    """DIP-TV with `weight` (None: by the noise), by Adam with learning rate `rate`, stopped by the held-out rule."""
     return Dip(network(channels), optax.adam(rate), stopper=stopping.held_out(patience), average_decay=average_decay,
                penalty=total_variation(weight))
 
@@ -105,10 +105,12 @@ def start_fold_fits(
 ) -> tuple[DipProblem, DipState]:
     """One fit for each part, which it does not see; codes and weights are drawn with a key of its own."""
     shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+    variance = jnp.broadcast_to(measurement.noise.variance(measurement.y), measurement.y.shape)
+    sigma = jnp.sqrt(jnp.maximum(jnp.mean(variance, where=jnp.broadcast_to(known, variance.shape) != 0), 0))
 
     def start(part, place):
         code_key, fit_key = jax.random.split(jax.random.fold_in(key, 1 + place))
-        problem = DipProblem(noise_code(code_key, *shape[:2]), measurement.y, known=known, held_out=part)
+        problem = DipProblem(noise_code(code_key, *shape[:2]), measurement.y, known=known, held_out=part, sigma=sigma)
         return problem, fit.init(problem, fit_key)
 
     return jax.jit(jax.vmap(start))(parts, jnp.arange(len(parts)))

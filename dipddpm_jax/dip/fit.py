@@ -55,8 +55,8 @@ class DipState(NamedTuple):
 class Dip:
     """How to fit `network` so that observe(network(code)) is the measurement; `dataclasses.replace` makes a variant.
 
-    Minimises the mean of misfit(observe(f(z)), y) over what is known and not held out, plus penalty(f(z), z). Outputs
-    are cropped to `size` (height, width) and averaged with `average_decay` from step to step.
+    Minimises the mean of misfit(observe(f(z)), y) over what is known and not held out, plus penalty(f(z), problem).
+    Outputs are cropped to `size` (height, width) and averaged with `average_decay` from step to step.
     """
 
     network: nn.Module
@@ -146,7 +146,7 @@ class Dip:
         params, code = inputs if len(inputs) > 1 else (*inputs, state.code)
         output, statistics = self._generate(params, state.statistics, code[None] + self.code_rule.jitter * jitter)
         loss = fitted_mean(problem, self.misfit(self.observe(output), problem.measurement))
-        return loss + self.penalty(output, code), (output, statistics, loss)
+        return loss + self.penalty(output, problem._replace(code=code, reference=None)), (output, statistics, loss)
 
 
 def _curves(problem: DipProblem, state: DipState, evidence: Evidence, score: Scalar) -> Curves:

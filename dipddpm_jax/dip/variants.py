@@ -11,23 +11,36 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from dipddpm_jax.dip import codes
-from dipddpm_jax.dip.codes import Code, CodeRule
+from dipddpm_jax.dip.codes import CodeRule
+from dipddpm_jax.dip.problem import DipProblem
 from dipddpm_jax.dip.stopping import Scalar
+from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.noises import psnr_of
 from dipddpm_jax.types import Image
 
-Penalty = Callable[[Image, Code], Scalar]  # (output, code) -> what is added to the loss
+Penalty = Callable[[Image, DipProblem], Scalar]  # (output, problem with the present code) -> what is added to the loss
+TV_BY_NOISE = 0.4  # weight of DIP-TV by the noise's standard deviation; chosen on photographs, sigma 15 to 50 of 255
+TV_AT_LEAST = 0.002
 
 
-def no_penalty(output: Image, code: Code) -> Scalar:
+def no_penalty(output: Image, problem: DipProblem) -> Scalar:
     """Plain DIP: min |A f(z) - y|^2 (Ulyanov et al. 2018, eq. 2)."""
     return jnp.zeros((), output.dtype)
 
 
-def total_variation(weight: float) -> Penalty:
-    """DIP-TV (Liu et al. 2019): + weight * (mean |vertical differences| + mean |horizontal differences|)."""
-    def penalty(output, code):
-        return weight * sum(jnp.abs(jnp.diff(output, axis=axis)).mean() for axis in (0, 1))
+def total_variation(weight: float | None = None) -> Penalty:
+    """DIP-TV (Liu et al. 2019): + weight * (mean |vertical differences| + mean |horizontal differences|).
+
+    Without a weight it is `TV_BY_NOISE` times the standard deviation of the measurement's noise (`problem.sigma`), but
+    at least `TV_AT_LEAST`: the weight is a threshold for differences, and the best one grows with their noise. Raises
+    UserError when the fit is traced where neither is given.
+    """
+    def penalty(output, problem):
+        if weight is None and problem.sigma is None:
+            raise UserError("total variation without a weight is weighed by DipProblem.sigma, which is missing: give "
+                            "the weight, or the standard deviation of the noise")
+        chosen = jnp.maximum(TV_BY_NOISE * problem.sigma, TV_AT_LEAST) if weight is None else weight
+        return chosen * sum(jnp.abs(jnp.diff(output, axis=axis)).mean() for axis in (0, 1))
 
     return penalty
 
@@ -38,7 +51,7 @@ def autoencode(weight: float) -> Penalty:
     With `codes.learned` this is self-guided DIP (Liang et al. 2024); with `codes.refreshed` it is aSeqDIP (Alkhouri
     et al. 2024, algorithm 1).
     """
-    return lambda output, code: weight * jnp.mean(jnp.square(output - code))
+    return lambda output, problem: weight * jnp.mean(jnp.square(output - problem.code))
 
 
 class Accepted(NamedTuple):
@@ -82,8 +95,8 @@ def backtracking(optimizer: optax.GradientTransformation, drop: float = 5.0) -> 
 class Variant(NamedTuple):
     """A variant by name: `penalty(weight)`, `code_rule(optimizer, jitter)`, its default weight and learning rate."""
 
-    penalty: Callable[[float], Penalty] = lambda weight: no_penalty
-    weight: float = 0.0
+    penalty: Callable[[float | None], Penalty] = lambda weight: no_penalty
+    weight: float | None = None
     code_rule: Callable[[optax.GradientTransformation, float], CodeRule] = lambda optimizer, jitter: codes.fixed(jitter)
     learning_rate: float = 0.01
     starts_from_measurement: bool = False  # the first code is the measurement, of the output's shape
@@ -91,7 +104,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "plain": Variant(),
-    "tv": Variant(total_variation, 0.02),
+    "tv": Variant(total_variation),
     "self-guided": Variant(autoencode, 0.1, codes.learned, starts_from_measurement=True),
     "aseqdip": Variant(autoencode, 1.0, lambda optimizer, jitter: codes.refreshed(), 0.001, True),
 }

@@ -1,9 +1,10 @@
 """Sums over batch and pixels, and their transpose, which gives every pixel the same numbers.
 
 In float32 a sum of n terms in one accumulator is off by some sqrt(n) roundings, and the gradients of BatchNorm and of
-biases are sums that nearly cancel; PyTorch adds them up in float64 on a CPU. So does `over_pixels` there if they are
-large; small ones it adds in pairs (Higham 1993, section 4). GPU and TPU add in trees. Both functions are linear
-primitives, each the transpose of the other, so that every derivative of either, in both modes, is as precise.
+biases are sums that nearly cancel; PyTorch adds them up in float64 on a CPU. So does `over_pixels` there, after few
+rounds in pairs, if they are large; small ones it adds in pairs to the end (Higham 1993, section 4). GPU and TPU add in
+trees. Both functions are linear primitives, each the transpose of the other, so that every derivative of either, in
+both modes, is as precise.
 """
 import functools
 import math
@@ -23,7 +24,8 @@ from dipddpm_jax.types import Features
 
 Rows = Float[Array, "c"]  # a number for each channel
 ROUNDS = 5  # of adding one half of each row to the other, in one pass over memory
-LARGE = 2**17  # numbers, from which on a sum is made in float64 on a CPU
+LARGE = 2**17  # numbers, from which on a sum ends in float64 on a CPU
+FIRST_ROUNDS = 4  # before that in float32: a sixteenth is left to convert, and the roundings of so many runs cancel
 
 
 def over_pixels(x: Float[Array, "*b c"]) -> Rows:
@@ -69,7 +71,7 @@ def _plain_sum(x: Array, *, axes: tuple[int, ...]) -> Array:
 
 
 def _precise_sum(x: Array, *, axes: tuple[int, ...]) -> Array:
-    """Large arrays in float64; small ones in pairs along a row, for they lie in a cache, where conversion would tell.
+    """Large arrays at last in float64; small ones in pairs along a row: in a cache, conversion would tell.
 
     Of one channel, in pairs along a column, so that the numbers of a row still lie side by side. Never across pictures,
     which may lie on several devices.
@@ -78,7 +80,7 @@ def _precise_sum(x: Array, *, axes: tuple[int, ...]) -> Array:
         return x.sum(axes)
     if x.size >= LARGE:
         with jax.enable_x64(True):
-            return x.astype(jnp.float64).sum(axes).astype(jnp.float32)
+            return _sum_in_float64(x, axes).astype(jnp.float32)
     if math.prod(x.shape[axes[-1] + 1 :]) > 1 or len(axes) < 3:
         return _in_pairs(x, axes[-1], ROUNDS).sum(axes)
     row = _in_pairs(x, axes[-2], ROUNDS).sum(axes[:-1])
@@ -95,8 +97,14 @@ def _precise_rest(x: Array, mean: Array, *, axes: tuple[int, ...]) -> Array:
     if x.dtype != jnp.float32 or len(axes) < 2 or x.size < LARGE:
         return _plain_rest(x, mean, axes=axes)
     with jax.enable_x64(True):
-        exact = x.astype(jnp.float64).sum(axes) / math.prod(x.shape[axis] for axis in axes)
+        exact = _sum_in_float64(x, axes) / math.prod(x.shape[axis] for axis in axes)
         return (exact - mean.astype(jnp.float64)).astype(jnp.float32)
+
+
+def _sum_in_float64(x: Array, axes: tuple[int, ...]) -> Array:
+    """The float64 sum of short float32 sums; for use where float64 is enabled."""
+    many_channels = math.prod(x.shape[axes[-1] + 1 :]) > 1
+    return _in_pairs(x, axes[-1] if many_channels else axes[-2], FIRST_ROUNDS).astype(jnp.float64).sum(axes)
 
 
 def _in_pairs(x: Array, axis: int, rounds: int) -> Array:

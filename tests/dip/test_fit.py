@@ -163,8 +163,13 @@ def test_penalties_are_their_equations():
     problem = a_problem(0)._replace(code=a_problem(0).measurement)
     output = np.asarray(problem.measurement)
     rows, columns = np.abs(output[1:] - output[:-1]).mean(), np.abs(output[:, 1:] - output[:, :-1]).mean()
-    np.testing.assert_allclose(dip.total_variation(0.3)(problem.measurement, problem.code), 0.3 * (rows + columns),
-                               rtol=1e-5)
+    given = dip.total_variation(0.3)(problem.measurement, problem)
+    np.testing.assert_allclose(given, 0.3 * (rows + columns), rtol=1e-5)
+    for sigma, weight in ((0.2, variants.TV_BY_NOISE * 0.2), (0.0, variants.TV_AT_LEAST)):
+        found = dip.total_variation()(problem.measurement, problem._replace(sigma=jnp.float32(sigma)))
+        np.testing.assert_allclose(found, weight * (rows + columns), rtol=1e-5)
+    with pytest.raises(UserError, match="DipProblem.sigma, which is missing"):
+        dip.total_variation()(problem.measurement, problem._replace(sigma=None))
     for penalty in (dip.total_variation(0.3), dip.autoencode(2.0)):
         fit = dataclasses.replace(SMALL, penalty=penalty, code_rule=dip.fixed(0.1, draws=3))
         state = fit.init(problem, jax.random.key(0))
@@ -172,7 +177,7 @@ def test_penalties_are_their_equations():
         outputs = [SMALL.network.apply({"params": state.params, **state.statistics}, problem.code[None] + 0.1 * jitter,
                                  train=True, mutable=["batch_stats"])[0]]
         mean = jnp.concatenate(outputs).mean(0)  # E over the draws of f(z + eta)
-        expected = jnp.mean((mean - problem.measurement) ** 2) + penalty(mean, problem.code)
+        expected = jnp.mean((mean - problem.measurement) ** 2) + penalty(mean, problem)
         np.testing.assert_allclose(loss_of(fit, problem, state, jitter), expected, rtol=1e-5)
 
 
