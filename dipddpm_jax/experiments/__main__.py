@@ -16,19 +16,21 @@ from dipddpm_jax.files import check_writable, writing
 
 @dataclass(frozen=True)
 class Experiments:
-    """Measures the rows of the reports that are not in OUT/results.jsonl yet, and writes OUT/REPORT.md and
-    OUT/README.md from all that are."""
+    """Measures the rows of the reports that are not in OUT/results.jsonl yet, then what claims that are not told wait
+    for, and writes OUT/REPORT.md and OUT/README.md from all that is there. Says before how long it may take."""
 
     report: Annotated[Literal["000", "001", "002", "003", "004", "scenes", "all"], tyro.conf.Positional] = "all"
     budget: Literal["smoke", "quick", "full"] = "quick"
     """smoke: every row in seconds, nearly all compilation, proves nothing; quick: smaller pictures, networks and runs,
-    half an hour on two cores (scenes: an hour); full: the report's own sizes, for an accelerator."""
+    for two cores; full: the report's own sizes, for an accelerator."""
     rows: tuple[str, ...] = ()
     """Only the rows whose "table/row" matches one of these, with * and ?; default: all."""
     seeds: int | None = None
-    """Runs of each row; default: as the report and the budget say."""
+    """Runs of each row; default: as many as the first look at its claims needs, and more until they are told or have
+    the most that are planned."""
     minutes: float = math.inf
-    """No measurement begins after so many minutes; 0 only writes the pages. Call again to go on."""
+    """No measurement begins after so many minutes; 0 only says how long it would take and writes the pages. Call again
+    to go on."""
     out: Path | None = None
     """Directory of results.jsonl, the pages and their pictures; default: docs/results, for smoke (whose numbers mean
     nothing) runs/experiments-smoke."""

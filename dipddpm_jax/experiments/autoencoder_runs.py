@@ -40,6 +40,11 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class OwnFront(Setting):
+    """The same with a front that is trained anew for every seed, so that runs are independent."""
+
+
+@dataclass(frozen=True)
 class Size:
     """`epoch`: pictures in one epoch; `draws`: evaluations, each of another picture; `shrink` divides the batches;
     `tries`: random weights that the DIP is trained from."""
@@ -105,13 +110,13 @@ def _chunks(network: Any, batch: int):
 
 
 @functools.cache
-def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyTree, np.ndarray, float]:
+def trained_front(rate: float, batch: int, epochs: int, size: Size, seed: int = 0) -> tuple[PyTree, np.ndarray, float]:
     """The report's "DIP", an auto-encoder of the whole data set: parameters of the best of several tries, its losses,
     and the share of tries that are stuck (three channels with ReLU: where one dies, a colour is lost).
 
     Kept in the user's cache folder, since a run may be completed in parts.
     """
-    states = [_begin(TwoConvs(), {}, rate, size, i) for i in range(size.tries)]
+    states = [_begin(TwoConvs(), {}, rate, size, 1000 * seed + i) for i in range(size.tries)]
 
     def make() -> dict[str, np.ndarray]:
         state = fits.stack(states)
@@ -120,12 +125,18 @@ def trained_front(rate: float, batch: int, epochs: int, size: Size) -> tuple[PyT
         leaves = {f"{i}": np.asarray(leaf[best]) for i, leaf in enumerate(jax.tree.leaves(params))}
         return {**leaves, "losses": losses[best], "stuck": np.mean(losses[:, -1] > STUCK)}
 
-    recipe = f"{rate} {batch} {epochs} {size!r}"
+    recipe = f"{rate} {batch} {epochs} {size!r}" + (f" {seed}" if seed else "")
     name = f"report-003-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     stored = kept(records.cache_folder() / "runs" / name, recipe, make)
     leaves, structure = jax.tree.flatten(states[0].params)
     params = jax.tree.unflatten(structure, [jnp.asarray(stored[f"{i}"]) for i in range(len(leaves))])
     return params, stored["losses"], float(stored["stuck"])
+
+
+def front_of(setting: Setting, size: Size, seed: int) -> tuple[PyTree, np.ndarray, float]:
+    """The front of a run: one for all seeds, or one of its own."""
+    return trained_front(setting.front_rate, setting.batch, setting.epochs, size,
+                         seed if isinstance(setting, OwnFront) else 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -155,7 +166,7 @@ def measure(settings: Sequence[Setting], size: Size, seeds: Sequence[int]) -> li
                                   jnp.ones(1, jnp.int32))
         table.pop("params")
         if setting.front_rate:
-            table["front"] = trained_front(setting.front_rate, setting.batch, setting.epochs, size)[0]
+            table["front"] = front_of(setting, size, seed)[0]
         fixed.append(table)
         states.append(_begin(network, table, setting.rate, size, seed))
     batch = settings[0].batch // size.shrink
@@ -168,7 +179,7 @@ def _judged(setting: Setting, size: Size, seed: int, network: Any, params: PyTre
     """The numbers of one run."""
     front_losses, stuck = np.full(1, np.nan), np.nan
     if setting.front_rate:
-        _, front_losses, stuck = trained_front(setting.front_rate, setting.batch, setting.epochs, size)
+        _, front_losses, stuck = front_of(setting, size, seed)
     table = {name: tree for name, tree in fixed.items() if name != "front"}
     variables, nothing = {"params": params, **table}, {"params": jax.tree.map(jnp.zeros_like, params), **table}
     train_images, held = pictures(size)

@@ -129,17 +129,17 @@ def _inside_loss(network: SmallUNet, variables: PyTree):
     return loss
 
 
-def _train(size: Size, inside: bool) -> dict[str, np.ndarray]:
-    """The network's parameters (leaves of the tree) after each number of epochs, and the losses."""
+def train_ddpm(size: Size, inside: bool, seed: int, chosen: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The network's parameters (leaves of the tree) after each number of epochs chosen, and the losses."""
     network, optimizer = SmallUNet(widths=size.widths), optax.adam(1e-3)
-    loss = _inside_loss(network, fitted_dip(0)) if inside else training.make_loss(
+    loss = _inside_loss(network, fitted_dip(seed)) if inside else training.make_loss(
         network, functools.partial(forward.training_pair, SCHEDULE, "eps"), jnp.dtype("float32"))
     step = training.make_train_step(loss, SCHEDULE.num_steps, optimizer, ema_decay=0.0, drop_rate=0.0)
     chunk = training.make_chunk(step, size.batch, 25, PIXELS.encode)
     images = data.load(size.data).images
-    state = training.init_state(network, optimizer, jnp.zeros((1, 28, 28, 1)), None, jax.random.key(0))
+    state = training.init_state(network, optimizer, jnp.zeros((1, 28, 28, 1)), None, jax.random.key(seed))
     kept, losses = {}, []
-    for epochs in EPOCHS[:1] if inside else EPOCHS:
+    for epochs in chosen:
         end = max(1, size.steps * epochs // EPOCHS[-1])
         while len(losses) < end:
             count = min(25, end - len(losses))
@@ -150,19 +150,20 @@ def _train(size: Size, inside: bool) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def trained_ddpm(size: Size, inside: bool) -> dict[str, np.ndarray]:
-    """What `_train` gives, from the user's cache folder if it is there."""
-    recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside}"
+def trained_ddpm(size: Size, inside: bool, seed: int = 0) -> dict[str, np.ndarray]:
+    """What `train_ddpm` gives, from the user's cache folder if it is there."""
+    recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside}" + (f" {seed}" if seed else "")
     name = f"report-001-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
-    return pictures.kept(records.cache_folder() / "runs" / name, recipe, lambda: _train(size, inside))
+    return pictures.kept(records.cache_folder() / "runs" / name, recipe,
+                         lambda: train_ddpm(size, inside, seed, EPOCHS[:1] if inside else EPOCHS))
 
 
 @functools.cache
-def variables(size: Size, epochs: int, inside: bool) -> PyTree:
-    """The variables of the DDPM after so many epochs."""
+def variables(size: Size, epochs: int, inside: bool, seed: int = 0) -> PyTree:
+    """The variables of the DDPM of a training seed after so many epochs."""
     example = training.init_state(SmallUNet(widths=size.widths), optax.identity(), jnp.zeros((1, 28, 28, 1)), None,
                                   jax.random.key(0))
-    stored, count = trained_ddpm(size, inside), len(jax.tree.leaves(example.params))
+    stored, count = trained_ddpm(size, inside, seed), len(jax.tree.leaves(example.params))
     leaves = [jnp.asarray(stored[f"{epochs}_{i:03d}"]) for i in range(count)]
     return {"params": jax.tree.unflatten(jax.tree.structure(example.params), leaves), **example.collections}
 

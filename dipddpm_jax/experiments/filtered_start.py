@@ -15,19 +15,24 @@ from dipddpm_jax.experiments.filtered_chains import (
     measure_starts,
     measure_time,
 )
+from dipddpm_jax.experiments.filtered_networks import (
+    FirstEpoch,
+    Trained,
+    measure_first_epoch,
+    measure_networks,
+    measure_passes,
+)
+from dipddpm_jax.experiments.rules import above, as_good
 from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
+    Finding,
     Plot,
     Report,
     Results,
     Row,
     Table,
     Together,
-    Verdict,
-    interval,
-    verdict_above,
-    verdict_all,
 )
 
 PASSES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50)
@@ -54,72 +59,79 @@ SECONDS = {
     "filtered": (0.743, 1.252, 2.743, 2.639, 3.106, 3.680, 5.233, 4.948, 6.431, 6.148)}
 TIMES = tuple(Row(f"{100 * (i + 1)} steps", Length(100 * (i + 1)), {name: s[i] for name, s in SECONDS.items()})
               for i in range(10))
-INSIDE, ORDINARY = "DIP inside training", "ordinary training, as long"
+INSIDE, ORDINARY, ALONE = "DIP inside training", "ordinary training, as long", "two passes"
 LENGTHS = (*(Row(f"{epochs} epochs, k = 3, 500 steps", Length(500, epochs)) for epochs in EPOCHS),
            Row(INSIDE, Length(1000, EPOCHS[0], True), note="k = 2, 1000 steps"),
            Row(ORDINARY, Length(1000, EPOCHS[0]), note="k = 2, 1000 steps"))
 
 
-def _fewer(results: Results, a: str, b: str, steps: int, least: float = 0.0) -> Verdict:
-    """The verdict on a's Frechet distance being below b's."""
+def _shorter(epochs: int) -> str:
+    return f"DIP, k = 3, {epochs} epochs"
+
+
+FEW, MORE, MANY = (1, 2, 3), (5, 7, 10), (20, 50)
+CONSTANT = "the DIP's mean as a constant"
+NETWORKS = (Row(NONE, Trained(Start("noise"))),
+            *(Row(f"DIP, k = {k}", Trained(Start("DIP", k))) for k in (*FEW, *MORE, *MANY)),
+            *(Row(name, Trained(Start(CONTROLS[name])), note="control") for name in (CONSTANT, BLURRED)),
+            *(Row(_shorter(epochs), Trained(Start("DIP", 3), epochs)) for epochs in EPOCHS[:-1]))
+MARGIN = 5.0  # FD, about as far as two sets of real digits are apart
+
+
+def _nearer(results: Results, a: str, b: str, steps: int):
+    """Evidence that a's Frechet distance is below b's."""
     what = f"FD of \"{b}\" less FD of \"{a}\", {steps} steps"
-    return verdict_above(what, results.difference(b, a, f"fd{steps}"), least)
+    return above(what, results.difference(b, a, f"fd_shown{steps}"), MARGIN)
 
 
 def _quality(steps: int):
-    def judge(results: Results) -> Verdict:
-        answer, why = _fewer(results, CHOSEN, NONE, steps)
-        shown = results.difference(NONE, CHOSEN, f"fd_shown{steps}")
-        real, chosen = results.mean(NONE, f"floor{steps}"), results.mean(CHOSEN, f"fd{steps}")
-        return Verdict(answer, f"{why}; pictures stretched as the report shows them: {shown}; real digits have "
-                       f"{real:.0f}, {CHOSEN} has {chosen:.0f}")
+    def judge(results: Results) -> Finding:
+        chosen, real = (results.mean(CHOSEN, f"{name}{steps}") for name in ("fd_shown", "floor"))
+        return Finding((_nearer(results, CHOSEN, NONE, steps),),
+                       f"{CHOSEN} has {chosen:.0f}, real digits {real:.0f}")
 
     return judge
 
 
-def _cause(results: Results) -> Verdict:
-    found = verdict_all(_fewer(results, CHOSEN, BLURRED, 200), _fewer(results, CHOSEN, MEAN, 200))
-    return Verdict(found.answer, found.why)
+def _cause(results: Results) -> Finding:
+    return Finding(tuple(_nearer(results, CHOSEN, other, 200) for other in (BLURRED, CONSTANT)),
+                   "a picture of the right kind with noise added is not among the controls: it uses data")
 
 
-def _few_passes(results: Results) -> Verdict:
-    def mean(steps: int, passes: tuple[int, ...]) -> np.ndarray:
-        rows = [results.of(f"DIP, k = {k}", f"fd{steps}") for k in passes]
-        return np.array([np.mean([row[seed] for row in rows]) for seed in sorted(rows[0])])
-
-    return verdict_all(*(verdict_above(f"FD of k = 4 to 10 less FD of k = 1 to 3, {steps} steps", interval(
-        mean(steps, PASSES[3:10]) - mean(steps, PASSES[:3]))) for steps in (100, 500, 900)))
-
-
-def _many_passes(results: Results) -> Verdict:
-    return verdict_all(*(_fewer(results, CHOSEN, f"DIP, k = {k}", steps) for k in (20, 50) for steps in (100, 500)))
+def _few_passes(results: Results) -> Finding:
+    parts = []
+    for steps in (100, 500, 900):
+        few, more = (results.together(*((f"DIP, k = {k}", f"fd_shown{steps}") for k in ks)).mean(1)
+                     for ks in (FEW, MORE))
+        count = min(len(few), len(more))
+        parts.append(above(f"FD of k = 5, 7, 10 less FD of k = 1 to 3, {steps} "
+            "steps", more[:count] - few[:count], MARGIN))
+    return Finding(tuple(parts))
 
 
-def _steps(results: Results) -> Verdict:
-    answer, why = verdict_above("FD of 900 steps without less FD of 500 steps with a DIP", results.difference(
-        NONE, CHOSEN, "fd900", "fd500"))
-    ddim = results.difference(NONE, DDIM, "fd900", "fd500")
-    return Verdict(answer, f"{why}; DDIM with the calls of 500 steps instead: {ddim}")
+def _many_passes(results: Results) -> Finding:
+    return Finding(tuple(_nearer(results, CHOSEN, f"DIP, k = {k}", steps) for k in MANY for steps in (100, 500)))
 
 
-def _epochs(results: Results) -> Verdict:
-    names = [row.name for row in LENGTHS[: len(EPOCHS)]]
-    return verdict_all(*(verdict_above(f"FD after {epochs} less FD after 20 epochs", results.difference(
-        name, names[-1], "fd")) for epochs, name in zip(EPOCHS[:-1], names)))
+def _steps(results: Results) -> Finding:
+    return Finding((as_good("FD of 900 steps without less FD of 500 steps with a DIP",
+                            results.difference(NONE, CHOSEN, "fd_shown900", "fd_shown500"), MARGIN),))
 
 
-def _inside(results: Results) -> Verdict:
-    worse = results.difference(INSIDE, ORDINARY, "fd")
-    answer, why = verdict_above("FD of DIP inside less FD of ordinary training", worse)
-    return Verdict(answer, f"{why}; their losses are {results.mean(INSIDE, 'loss'):.2f} and "
-                   f"{results.mean(ORDINARY, 'loss'):.2f}: eps cannot be read off what two passes leave of it")
+def _epochs(results: Results) -> Finding:
+    return Finding(tuple(above(f"FD after {epochs} less FD after 20 epochs", results.difference(
+        _shorter(epochs), "DIP, k = 3", "fd_shown500"), MARGIN) for epochs in EPOCHS[:-1]))
 
 
-def _faster(results: Results) -> Verdict:
-    saved = [100 * (1 - results.mean(row.name, "filtered") / results.mean(row.name, "plain")) for row in TIMES]
+def _inside(results: Results) -> Finding:
+    return Finding((above("loss, inside less ordinary", results.difference(INSIDE, ORDINARY, "loss"), 0.2),),
+                   "in units of the noise's variance: eps cannot be read off what two passes leave of it")
+
+
+def _faster(results: Results) -> Finding:
     printed = np.mean(SECONDS["plain"]) - np.mean(SECONDS["filtered"])
-    answer, why = verdict_above("% of the time saved at equal steps, over the ten lengths", interval(saved), 1.0)
-    return Verdict(answer, f"{why.replace('seeds', 'lengths')}; the report's own means differ by {printed:+.3f} s")
+    return Finding((above("time saved by the two passes, of a chain of 100 steps", results.values(ALONE, "saved"), 1.0,
+                          "%"),), f"the report's own means differ by {printed:+.3f} s; passes can only add time")
 
 
 def _time_curves(results: Results):
@@ -129,47 +141,55 @@ def _time_curves(results: Results):
     return [row.setting.steps for row in TIMES], {text: s for text, s in curves.items() if np.isfinite(s).all()}
 
 
+def _step_curves(results: Results):
+    return STEPS, {name: [results.mean(name, f"fd_shown{steps}") for steps in STEPS]
+                   for name in (NONE, CHOSEN, BLURRED, CONSTANT)}
+
+
 def _pass_curves(results: Results):
     chosen = [k for k in PASSES if k <= 10]
     return chosen, {f"{steps} steps": [results.mean(f"DIP, k = {k}", f"fd{steps}") for k in chosen] for steps in STEPS}
 
 
-LOWER = "the difference of FD is above 0"
-START_CLAIMS = (
-    *(Claim(f"With a DIP noise vanishes sooner: {steps} steps are better than without", LOWER, _quality(steps))
-      for steps in (200, 500)),
-    Claim("It is the prior that makes 200 steps better", "200 steps: FD is below that of blurred noise and of the mean "
-          "digit with the right noise", _cause),
-    Claim("One to three passes are best", "100, 500 and 900 steps: mean FD of k = 1 to 3 is below that of 4 to 10",
-          _few_passes),
-    Claim("Many passes give noise that the DDPM dislikes", "100 and 500 steps: FD of k = 20 and of 50 is above that of "
-          "2", _many_passes),
-    Claim("500 steps with a DIP are as good as the whole chain without", "FD of 500 steps with a DIP is below that of "
-          "900 without", _steps),
+SHOWN = "FD of pictures as the report shows them, independent networks; margin 5 (two sets of real digits)"
+LONG = "the report's training (60,000 digits, 20 epochs) and all times visited"
+NETWORK_CLAIMS = (
+    *(Claim(f"With a DIP noise vanishes sooner: {steps} steps are better than without", f"{steps} steps: lower "
+            + SHOWN, _quality(steps), LONG) for steps in (200, 500)),
+    Claim("It is the prior that makes 200 steps better", "200 steps: lower than that of blurred noise with the mean "
+          "and deviation of the DIP's pictures, and than that of their mean as a constant; " + SHOWN, _cause,
+          "another smooth start without a prior that does as well"),
+    Claim("One to three passes are best", "100, 500 and 900 steps: mean of k = 1 to 3 lower than that of 5, 7 and 10; "
+          + SHOWN, _few_passes, "a difference of 5 between few passes and ten"),
+    Claim("Many passes give noise that the DDPM dislikes", "100 and 500 steps: that of k = 20 and of 50 above that of "
+          "2; " + SHOWN, _many_passes, "a difference of 5 between two passes and fifty"),
+    Claim("500 steps with a DIP are as good as the whole chain without", "not above that of 900 without; " + SHOWN,
+          _steps, LONG),
+    Claim("20 epochs are better than 5, 10 and 15", "500 steps, k = 3: lower than each; " + SHOWN, _epochs, LONG),
 )
-LENGTH_CLAIMS = (
-    Claim("20 epochs are better than 5, 10 and 15", LOWER, _epochs),
-    Claim("A DIP inside training is not viable: pure noise remains", "FD is above that of ordinary training of the "
-          "same length", _inside),
-)
+INSIDE_CLAIM = Claim(
+    "A DIP inside training is not viable: pure noise remains", "of the noise's variance the network cannot name more "
+    "after an epoch than one that is trained without the DIP; independent networks, margin 0.2", _inside,
+    "a network that learns to name noise which two passes have removed")
 LENGTH_COLUMNS = (
     Column("fd", "FD(digits)", "sound", 1), Column("floor", "FD of real digits, as many", "control", 1),
     Column("confidence", "the judge's confidence", "sound"), Column("noise", "noise in the pictures", "sound", 3),
     Column("loss", "loss at the end of training", "as reported", 3))
 TABLES = (
-    Table("starts", "What a shortened chain begins with", "The report shortens the chain by beginning it later: S "
-          "steps are the first S of 1000 times, and the network expects what S steps of noise leave of a digit. The "
-          "report begins with noise that a deep image prior (fitted to one digit) was applied to k times: a smooth "
-          "picture between 0 and 1. FD(digits) is the Frechet distance to held-out digits in the features of "
-          "this library's digit classifier: lower is better; it falls with the number of pictures, hence the column "
-          "for as many real ones. *sound* keeps the believed picture within its range at every step; the report does "
-          "not, and stretches each picture from its darkest to its lightest value.",
+    Table("starts", "What a shortened chain begins with", "One network for all seeds. The report shortens the chain by "
+          "beginning it later: S steps are the first S of 1000 times, and the network expects what S steps of noise "
+          "leave of a digit. The report begins with noise that a deep image prior (fitted to one digit) was applied to "
+          "k times: a smooth picture between 0 and 1. FD(digits) is the Frechet distance to held-out digits in the "
+          "features of this library's digit classifier: lower is better; it falls with the number of pictures, hence "
+          "the column for as many real ones. *sound* keeps the believed picture within its range at every step; the "
+          "report does not, and stretches each picture from its darkest to its lightest value.",
           STARTS, START_COLUMNS, Together(measure_starts, lambda setting: setting.kind == "DDIM", len(STARTS) - 1),
-          START_CLAIMS,
+          (),
           (Plot("passes", "FD against the number of passes.", _pass_curves, "k", "FD(digits)"),), old_keys=OLD_KEYS),
-    Table("lengths", "Epochs of the DDPM, and a DIP inside its training", "In the second experiment every noisy "
-          "picture passes the DIP twice before the network in training sees it, which still has to name the noise.",
-          LENGTHS, LENGTH_COLUMNS, measure_length, LENGTH_CLAIMS, old_keys=OLD_KEYS),
+    Table("lengths", "Epochs of the DDPM, and a DIP inside its training", "One network for all seeds. In the second "
+          "experiment every noisy picture passes the DIP twice before the network in training sees it, which still has "
+          "to name the noise.",
+          LENGTHS, LENGTH_COLUMNS, measure_length, old_keys=OLD_KEYS),
     Table("time", "Seconds for one picture", "All steps are taken here. Printed are single runs on a T4; ours are "
           "medians by the clock, without compilation, and so are those of eager PyTorch, taken in turns with ours on "
           "the same machine (by `python benchmarks/report_001_times.py`). A DIP can only add time "
@@ -177,10 +197,26 @@ TABLES = (
           (Column("plain", "DDPM, s", "as reported", 3), Column("filtered", "DIP and DDPM, s", "as reported", 3),
            Column("torch_plain", "DDPM in PyTorch, s", "as reported", 3),
            Column("torch_filtered", "DIP and DDPM in PyTorch, s", "as reported", 3)),
-          measure_time, (Claim("A DIP makes generation faster", "time saved at equal steps, mean over lengths, is "
-                               "above 0, and may reach 1 %", _faster),),
-          (Plot("time", "Seconds for one picture against steps.", _time_curves, "steps", "seconds"),),
+          measure_time, (), (Plot("time", "Seconds for one picture against steps.", _time_curves, "steps", "seconds"),),
           seeds={"quick": 1, "full": 1}),
+    Table("networks", "Starts, with a network of its own for each seed", "Here seeds differ in the DDPM's training "
+          "too, so that they are independent runs, and pictures are judged as the report shows them: the network "
+          "cannot see brightness.", NETWORKS,
+          (*(Column(f"fd_shown{steps}", f"FD as shown, {steps} steps", "as reported", 1) for steps in STEPS),
+           Column("floor500", "FD of real digits, as many", "control", 1)),
+          Together(measure_networks, lambda setting: "networks", len(NETWORKS)), NETWORK_CLAIMS,
+          (Plot("steps", "FD as shown against steps, mean over networks.", _step_curves, "steps", "FD(digits)"),),
+          looks=(4, 8)),
+    Table("inside", "A DIP inside training, with independent networks", "The first of twenty epochs only, by its loss; "
+          "the table of epochs has samples of a longer run.",
+          (Row(INSIDE, FirstEpoch(True)), Row(ORDINARY, FirstEpoch(False))),
+          (Column("loss", "loss after one epoch", "sound", 3),), measure_first_epoch, (INSIDE_CLAIM,), looks=(4, 8)),
+    Table("passes", "The two passes alone", "What a DIP adds to one picture, by the clock.",
+          (Row(ALONE, Length(100)),),
+          (Column("passes", "two passes, ms", "as reported", 1), Column("chain", "100 steps without, ms", "control", 1),
+           Column("saved", "time saved, % of those", "sound", 1)), measure_passes,
+          (Claim("A DIP makes generation faster", "time saved at equal steps, of 100; margin 1 %", _faster,
+                 "passes that take no time: the report's speed-up is only that it takes fewer steps"),), looks=(4, 8)),
 )
 QUICK = Size((10, 20, 40), 1200, 64, 10, 24, 3)
 REPORT = Report(
@@ -196,4 +232,17 @@ REPORT = Report(
      f"its 20 epochs (9,380 of 128); chains visit every {QUICK.stride}th time; {QUICK.count} samples a cell; "
      "one DDPM for all seeds, which differ in the DIP and in the noise.",
      "full": "MNIST, 20 epochs, all steps, 500 samples a cell; a DIP inside training for 5 epochs instead of 20."},
-    {"smoke": 1, "quick": 3, "full": 3})
+    {"smoke": 1, "quick": 4, "full": 4},
+    "A diffusion model (DDPM) draws a digit by removing noise in a thousand steps. The report claims that if the noise "
+    "first passes through a deep image prior (DIP, a network fitted to one digit), two hundred or five hundred steps "
+    "are "
+    "enough. They are not enough for good digits, but the DIP does help: what it makes of noise is a smooth dark "
+    "picture "
+    "with little noise in it, which suits a chain that begins late better than pure noise does. How often it is "
+    "applied "
+    "makes no difference, and no time is saved but that of the steps left out.",
+    ("networks", "steps"),
+    (("training pictures", "60,000 of MNIST", "4,500 of mnist5k"),
+     ("training", "20 epochs: 9,380 steps of 128", f"{QUICK.steps} steps of {QUICK.batch}"),
+     ("times visited", "all", f"every {QUICK.stride}th"),
+     ("pictures judged", "one, chosen by hand", f"{QUICK.count} a cell and network")))

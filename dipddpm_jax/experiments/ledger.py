@@ -1,6 +1,5 @@
 """results.jsonl: one line for every (row, seed) of a report. No line is computed twice, so that a table can be made row
 by row, and an interruption loses no line that was written."""
-import hashlib
 import re
 import sys
 import time
@@ -13,7 +12,18 @@ import jax
 import numpy as np
 
 from dipddpm_jax import plots, records
-from dipddpm_jax.experiments.tables import Budget, Line, Measured, Report, Results, Row, Table, Together
+from dipddpm_jax.experiments import freshness, verdicts
+from dipddpm_jax.experiments.tables import (
+    Budget,
+    Line,
+    Measured,
+    Report,
+    Row,
+    Table,
+    Together,
+    fingerprint,
+    results_of,
+)
 
 Cell = tuple[Table, Row, int]  # and a seed
 
@@ -21,23 +31,6 @@ Cell = tuple[Table, Row, int]  # and a seed
 def clock() -> float:
     """Seconds: of processor time on a CPU, so that neighbours on a shared machine do not count, else of the clock."""
     return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
-
-
-def fingerprint(setting: Any, size: Any) -> str:
-    """A hash (12 hexadecimal digits) of all that a result line depends on besides its seed."""
-    return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
-
-
-def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Line]) -> Results:
-    """The lines that belong to the settings as they are now; of several of one seed, the last."""
-    found: dict[str, dict[int, Line]] = {}
-    wanted = {row.name: fingerprint(row.setting, report.sizes[budget]) for row in table.rows}
-    for line in lines:
-        if (line["report"], line["table"], line["budget"]) == (report.name, table.name, budget) and \
-                wanted.get(line["row"]) == line["setting"]:
-            numbers = {table.old_keys.get(key, key): value for key, value in line["numbers"].items()}
-            found.setdefault(line["row"], {})[line["seed"]] = {**line, "numbers": numbers}
-    return Results(found)
 
 
 def _number(value: Any) -> float | None:
@@ -81,7 +74,8 @@ def _line(report: Report, cell: Cell, budget: Budget, measured: Measured, second
         "setting": fingerprint(row.setting, report.sizes[budget]),
         "numbers": {key: _number(value) for key, value in measured.numbers.items()},
         "curves": {name: [_number(value) for value in curve] for name, curve in measured.curves.items()},
-        "pictures": pictures, "seconds": round(seconds, 2), **records.provenance(seed)}
+        "pictures": pictures, "seconds": round(seconds, 2), "code": freshness.remember(table.measure, out),
+        **records.provenance(seed)}
 
 
 def chosen_rows(report: Report, patterns: Sequence[str]) -> list[tuple[Table, Row]]:
@@ -94,26 +88,65 @@ def _counts(line: Line | None, needed: Sequence[str]) -> bool:
     return line is not None and all(line["numbers"].get(name) is not None for name in needed)
 
 
+def _missing(
+    report: Report, budget: Budget, lines: Sequence[Line], patterns: Sequence[str], seeds: int | None,
+    needed: Sequence[str]
+) -> list[Cell]:
+    """The cells of the first look; when they are there, those that untold claims wait for (none with `seeds`)."""
+    done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
+    counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
+    chosen = chosen_rows(report, patterns)
+    cells = [(table, row, seed) for seed in range(max(counts.values())) for table, row in chosen
+             if seed < counts[table.name] and not _counts(done[table.name].get(row.name, {}).get(seed), needed)]
+    if cells or seeds or budget == "smoke":
+        return cells
+    due = {(judged.table.name, *cell) for judged in verdicts.judge_report(report, lines, budget)
+           for cell in judged.due}
+    return [(table, row, seed) for seed in range(max([1 + seed for *_, seed in due], default=0))
+            for table, row in chosen if (table.name, row.name, seed) in due]
+
+
+def expected_minutes(report: Report, budget: Budget, cells: Sequence[Cell], lines: Sequence[Line]) -> float | None:
+    """Minutes that cells took when they were measured before: the median of the row, else of the report at this
+    budget; None without any."""
+    def median(row: str | None) -> float | None:
+        found = [line["seconds"] for line in lines if (line["report"], line["budget"]) == (report.name, budget)
+                 and row in (None, line["row"])]
+        return float(np.median(found)) if found else None
+
+    typical = median(None)
+    if typical is None:
+        return None
+    return sum(typical if (own := median(row.name)) is None else own for _, row, _ in cells) / 60
+
+
+def _announce(report: Report, budget: Budget, cells: Sequence[Cell], lines: Sequence[Line]) -> None:
+    minutes = expected_minutes(report, budget, cells, lines)
+    about = "nobody knows how long" if minutes is None else f"about {minutes:.1f} minutes"
+    print(f"{report.name}: {len(cells)} runs to measure, {about}", file=sys.stderr)
+
+
 def complete(
     report: Report, budget: Budget, out: Path, patterns: Sequence[str] = (), seeds: int | None = None,
     minutes: float = np.inf, needed: Sequence[str] = (),
 ) -> bool:
-    """Measures what results.jsonl lacks, seed by seed, what belongs together at once; begins nothing after so many
-    minutes. A line that lacks one of the numbers `needed` does not count. True when all is there. Raises OSError."""
+    """Measures what results.jsonl lacks, seed by seed, what belongs together at once, and says before how long it may
+    take; then goes on until every claim is told or has the most runs that are planned for it (with `seeds`: no
+    further). Begins nothing after so many minutes. A line that lacks one of the numbers `needed` does not count. True
+    when all is there. Raises OSError."""
     file, began = out / "results.jsonl", time.monotonic()
-    lines = records.read_lines(file)
-    done = {table.name: results_of(report, table, budget, lines).lines for table in report.tables}
-    counts = {table.name: seeds or table.seeds.get(budget, report.seeds[budget]) for table in report.tables}
-    cells = [(table, row, seed) for seed in range(max(counts.values())) for table, row in chosen_rows(report, patterns)
-             if seed < counts[table.name] and not _counts(done[table.name].get(row.name, {}).get(seed), needed)]
-    while cells:
-        if time.monotonic() - began > 60 * minutes:
-            return False
-        group = _group(cells)
-        cells = [cell for cell in cells if cell not in group]
-        found = _measure(report, group, budget, out)
-        records.append_lines(file, found)
-        for line in found:
-            print(f"{report.name} {line['table']}/{line['row']}, seed {line['seed']}: {line['seconds']:.1f} s",
-                  file=sys.stderr)
+    while cells := _missing(report, budget, records.read_lines(file), patterns, seeds, needed):
+        _announce(report, budget, cells, records.read_lines(file))
+        while cells:
+            if time.monotonic() - began > 60 * minutes:
+                return False
+            group = _group(cells)
+            cells = [cell for cell in cells if cell not in group]
+            found = _measure(report, group, budget, out)
+            records.append_lines(file, found)
+            for line in found:
+                print(f"{report.name} {line['table']}/{line['row']}, seed {line['seed']}: {line['seconds']:.1f} s",
+                      file=sys.stderr)
+        if needed:  # what is never finite stays missing
+            return True
     return True

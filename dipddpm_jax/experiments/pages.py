@@ -7,38 +7,37 @@ from pathlib import Path
 import numpy as np
 
 from dipddpm_jax import plots, records
-from dipddpm_jax.experiments.ledger import results_of
+from dipddpm_jax.experiments import freshness
+from dipddpm_jax.experiments.rules import ALPHA
 from dipddpm_jax.experiments.tables import (
     BUDGETS,
     Budget,
-    Claim,
     Line,
     NotMeasured,
+    Plot,
     Report,
     Results,
     Row,
     Table,
-    Verdict,
+    results_of,
 )
+from dipddpm_jax.experiments.verdicts import Judged, judge_report, judge_tables, shown_budget
 from dipddpm_jax.files import write_text
 
 COMMAND = "python -m dipddpm_jax.experiments"
 
 
-def shown_budget(report: Report, table: Table, lines: Sequence[Line]) -> Budget:
-    """The budget with most rows of a table; of equal ones the largest."""
-    return max(BUDGETS, key=lambda b: (len(results_of(report, table, b, lines).lines), BUDGETS.index(b)))
-
-
-def verdict(claim: Claim, results: Results, budget: Budget) -> Verdict:
-    """A claim's verdict, with "cannot be told" where a row is missing or the budget proves nothing."""
-    try:
-        found = claim.judge(results)
-    except NotMeasured as missing:
-        return Verdict("cannot be told", f"not measured yet: {missing}")
-    if budget == "smoke":
-        return Verdict("cannot be told", "a smoke run only shows that the code works")
-    return found
+RULES = (
+    "**How verdicts are made.** A claim is about an effect with a *margin*: the smallest effect that anybody would "
+    "care for, in its own unit. It holds when no effect at all is ruled out, and does not when one as large as the "
+    "margin is; an effect that is shown to lie between is too small to matter. Tests are one-sided (Student's t, the"
+    " sign test for medians, Barnard's exact test for shares), over independent runs only, paired by seed; brackets "
+    "are 95 % intervals of one effect by itself. Runs are looked at when the planned numbers are reached, and no "
+    "more are made once a claim is told or has the most runs that are planned for it. All claims of a report and all"
+    f" looks together give a false verdict with a probability of {100 * ALPHA:.0f} % at most, so that an interval may"
+    " exclude an effect and the verdict still be open. *Needed*: runs that tell a true effect of the margin from "
+    "none, or the effect as it was seen, with a probability of 80 %, at the scatter seen (of a sign test: the fewest"
+    " that can be enough).")
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
@@ -71,13 +70,21 @@ def table_text(table: Table, results: Results) -> list[str]:
     return [*text, ""]
 
 
-def _claims_text(table: Table, results: Results, budget: Budget) -> list[str]:
-    if not table.claims:
+def _runs(judged: Judged) -> str:
+    if judged.needed is None:
+        return f"{judged.runs} of {judged.most}"
+    margin, seen = judged.needed
+    return f"{judged.runs} of {judged.most}; needed: {margin} for the margin, {seen} for the effect as seen"
+
+
+def _claims_text(judged: Sequence[Judged]) -> list[str]:
+    if not judged:
         return []
-    text = ["| the report says | verdict | why | rule |", "|---|---|---|---|"]
-    for claim in table.claims:
-        found = verdict(claim, results, budget)
-        text.append(f"| {claim.text} | **{found.answer}** | {found.why} | {claim.rule} |")
+    text = ["| the report says | verdict | why | rule | runs of the most planned | would be overturned by |",
+            "|---|---|---|---|---|---|"]
+    for one in judged:
+        text.append(f"| {one.claim.text} | **{one.verdict.answer}** | {one.verdict.why} | {one.claim.rule} | "
+                    f"{_runs(one)} | {one.claim.overturn} |")
     return [*text, ""]
 
 
@@ -94,9 +101,11 @@ def _pictures_text(rows: Sequence[Row], results: Results) -> list[str]:
             *(f"| {name} | ![{caption}]({path}) | {caption} |" for name, caption, path in found), ""]
 
 
-def _plots_text(report: Report, table: Table, results: Results, budget: Budget, out: Path) -> list[str]:
+def _plots_text(
+    report: Report, chosen: Sequence[Plot], table: Table, results: Results, budget: Budget, out: Path
+) -> list[str]:
     text = []
-    for plot in table.plots:
+    for plot in chosen:
         try:
             x, curves = plot.curves(results)
         except NotMeasured:
@@ -106,6 +115,27 @@ def _plots_text(report: Report, table: Table, results: Results, budget: Budget, 
         plots.save_curves(x, curves, out / path, plot.x_label, plot.y_label, plot.log)
         text += [f"![{plot.caption}]({path})", "", f"*{plot.caption}*", ""]
     return text
+
+
+def _age(report: Report, shown: Sequence[tuple[Table, Budget, Results]], out: Path) -> str:
+    """Which measurements are older than the code that would make them today."""
+    found = {}
+    for table, _, results in shown:
+        lines = [line for of in results.lines.values() for line in of.values()]
+        if changed := freshness.changes(table.measure, lines, out):
+            most = max(changed.values())
+            names = ", ".join(sorted(f"`{name.removeprefix('dipddpm_jax.')}`" for name in changed))
+            found[table.title] = f"{table.title}: {most} of {len(lines)}, in {names}"
+    if not found:
+        return "The code that made them is the code as it is now."
+    return ("**Stale**: measured by code that has changed since, by table, with the modules that changed (which may "
+            f"change no number): {'; '.join(found.values())}.")
+
+
+def _noted(lines: Sequence[Line]) -> str:
+    count = sum(freshness.UNKNOWN == line.get("code_note") for line in lines)
+    return (f" {count} measurements were recorded before hashes of the code were: theirs is that of the day on which "
+            "this began." if count else "")
 
 
 def _made(lines: Sequence[Line]) -> str:
@@ -119,19 +149,34 @@ def _made(lines: Sequence[Line]) -> str:
             + "".join(f" {note}" for note in sorted({line["note"] for line in lines if "note" in line})))
 
 
+def _head(report: Report, shown: Sequence[tuple[Table, Budget, Results]], out: Path) -> list[str]:
+    """What a reader who never saw the report should know: the story, the picture that shows it, sizes."""
+    text = [report.story, ""] * bool(report.story)
+    for table, budget, results in shown:
+        if table.name == report.shows[0]:
+            plots_of = [plot for plot in table.plots if plot.name == report.shows[1]]
+            rows = [row for row in table.rows if row.name == report.shows[1]]
+            text += _plots_text(report, plots_of, table, results, budget, out) + _pictures_text(rows, results)
+    if report.distance:
+        text += ["| | the report | here (budget quick) |", "|---|---|---|",
+                 *(f"| {what} | {theirs} | {ours} |" for what, theirs, ours in report.distance), ""]
+    return text
+
+
 def report_page(report: Report, lines: Sequence[Line], out: Path) -> str:
     """The page of one report; its diagrams are written beside it."""
     printed = any(row.paper for table in report.tables for row in table.rows)
     legend = ("*printed*: the number in the report. *as reported*: ours by the report's own protocol, its mistakes "
               "included. " if printed else "")
-    text = [f"# Report {report.name}: {report.title}" if printed else f"# {report.title}", "", report.intro, "",
-            f"{legend}*sound*: ours by a protocol that can answer the question. *control*: what one gets without the "
-            "method. ± is the standard deviation over runs that differ in their seeds only; verdicts are computed by "
-            "the rules beside them, from 95 % intervals (Student's t) over seeds of differences within a seed. "
-            "*seconds*: median of a run, compilation included (of the processor where there is no accelerator); runs "
-            "of one program share its time.", ""]
     shown = [(table, budget := shown_budget(report, table, lines), results_of(report, table, budget, lines))
              for table in report.tables]
+    judged = judge_tables(report, shown)
+    text = [f"# Report {report.name}: {report.title}" if printed else f"# {report.title}", "",
+            *_head(report, shown, out), report.intro, "",
+            f"{legend}*sound*: ours by a protocol that can answer the question. *control*: what one gets without the "
+            "method. ± is the standard deviation over runs that differ in their seeds only, everywhere on this page. "
+            "*seconds*: median of a run, compilation included (of the processor where there is no accelerator); runs "
+            "of one program share its time.", "", *([RULES, ""] if judged else [])]
     used = [line for _, _, results in shown for row in results.lines.values() for line in row.values()]
     budgets = [b for b in BUDGETS if any(line["budget"] == b for line in used)]
     if len(budgets) == 1:
@@ -140,10 +185,10 @@ def report_page(report: Report, lines: Sequence[Line], out: Path) -> str:
         text += [f"## {table.title}", "", table.intro, ""]
         if len(budgets) > 1 and results.lines:
             text += [f"Budget {budget}: {report.sized[budget]}", ""]
-        text += [*_claims_text(table, results, budget), *table_text(table, results),
-                 *_plots_text(report, table, results, budget, out), *_pictures_text(table.rows, results)]
+        text += [*_claims_text([one for one in judged if one.table is table]), *table_text(table, results),
+                 *_plots_text(report, table.plots, table, results, budget, out), *_pictures_text(table.rows, results)]
     if used:
-        text += ["## How this page was made", "", _made(used), ""]
+        text += ["## How this page was made", "", _made(used) + " " + _age(report, shown, out) + _noted(used), ""]
     sizes = " ".join(f"`{dataclasses.asdict(report.sizes[b])}` ({b})." for b in budgets)
     return "\n".join([*text, f"Rebuilt by `{COMMAND} {report.name} --budget quick` (or `full`), from `results.jsonl`; "
                       f"rows that are there are not computed again. {sizes}".rstrip(), ""])
@@ -154,13 +199,10 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
     rows, counts = [], {"holds": 0, "does not hold": 0, "cannot be told": 0}
     measured = {line["report"] for line in lines}
     for report in (report for report in reports if report.name in measured):
-        for table in report.tables:
-            budget = shown_budget(report, table, lines)
-            results = results_of(report, table, budget, lines)
-            for claim in table.claims:
-                found = verdict(claim, results, budget)
-                counts[found.answer] += 1
-                rows.append(f"| [{report.name}]({report.name}.md) | {claim.text} | **{found.answer}** | {found.why} |")
+        for one in judge_report(report, lines):
+            counts[one.verdict.answer] += 1
+            rows.append(f"| [{report.name}]({report.name}.md) | {one.claim.text} | **{one.verdict.answer}** | "
+                        f"{one.verdict.why} | {_runs(one)} |")
     titles = [f"* [{report.name}]({report.name}.md): {report.title}" if report.name in measured else
               f"* {report.name}: {report.title} (not measured yet)" for report in reports]
     plural = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
@@ -168,8 +210,9 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
     return "\n".join([
         "# Report card", "", "This library reimplements five project reports that put deep image priors and diffusion "
         "models together. Each was measured again: by its own protocol, and by a sound one with controls.", "",
-        *titles, "", f"Of {sum(counts.values())} claims: {total}.", "", "| report | claim | verdict | evidence |",
-        "|---|---|---|---|", *rows, "", "The pages behind the numbers have the rules of the verdicts, all "
+        *titles, "", f"Of {sum(counts.values())} claims: {total}.", "", RULES, "",
+        "| report | claim | verdict | evidence | runs of the most planned; needed "
+        "|", "|---|---|---|---|---|", *rows, "", "The pages behind the numbers have the rules of the verdicts, all "
         f"rows, pictures, machines and seeds. Rebuilt by `{COMMAND} all`, from `results.jsonl`.", ""])
 
 

@@ -150,6 +150,7 @@ def _scored(setting: Setting, fitted: Fitted, seed: int, widths: tuple[int, ...]
         "fresh": clipped_psnr(clean, model(fresh)), "fresh_input": clipped_psnr(clean, fresh),
         "other": clipped_psnr(other, model(other_noisy)), "other_input": clipped_psnr(other, other_noisy),
         "constant": constant,
+        **{f"fresh_{level:g}": clipped_psnr(clean, model(noisy(clean, level, seed, 102))) for level in (0.05, 0.025)},
         "share": ran / planned,
         "failed": float(clipped_psnr(clean, model(fresh)) < constant + 1)}
     sheet = plots.tile(to_bytes(np.stack([codes[-1], final, fresh, model(fresh), clean])), 5)

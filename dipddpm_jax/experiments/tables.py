@@ -1,4 +1,4 @@
-"""Tables of a report: what it printed, what we measure under the same protocol and under a sound one, and a verdict.
+"""Tables of a report: what it printed, what we measure under the same protocol and under a sound one, and claims.
 
 A `Report` holds `Table`s, a table `Row`s (a setting and the printed numbers), `Column`s (what is measured) and
 `Claim`s. `table.measure(setting, size, seed)` measures one row once: `setting` is the report's own, `size` is
@@ -7,9 +7,11 @@ A `Report` holds `Table`s, a table `Row`s (a setting and the printed numbers), `
 h w c a caption, kept of seed 0 only). Where rows and seeds differ in numbers only, `Together` stands in place of that
 function, and measures many of them in one program. `ledger.py` appends one line a (row, seed) to results.jsonl,
 and `pages.py` writes Markdown from these lines alone.
-A verdict is computed from `Results` by a rule that the claim states in words; `results.difference(a, b, key)` pairs
-rows by seed and `verdict_above` turns it into an answer. Reading a row that is not there raises `NotMeasured`.
+A claim turns `Results` into a `Finding`: evidence from independent runs (`rules.py`), paired by seed
+(`results.difference(a, b, key)`). `verdicts.py` makes answers of all evidence of a report together. Reading a row that
+is not there raises `NotMeasured`.
 """
+import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -17,17 +19,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from dipddpm_jax.experiments.rules import Evidence
+
 Budget = Literal["smoke", "quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
-Answer = Literal["holds", "does not hold", "cannot be told"]
 Line = dict[str, Any]
-
-
-class Verdict(NamedTuple):
-    """Whether a claim holds, and the figures that say so, in one line."""
-
-    answer: Answer
-    why: str
 
 
 class Measured(NamedTuple):
@@ -36,6 +32,15 @@ class Measured(NamedTuple):
     numbers: Mapping[str, float]
     curves: Mapping[str, Sequence[float]] = {}
     pictures: Mapping[str, UInt8[np.ndarray, "h w c"]] = {}
+
+
+class Finding(NamedTuple):
+    """Evidence about a claim (which holds if all parts do), what else is worth knowing, and why these runs cannot
+    answer it, if so: all of them share one trained network, or are no better than chance."""
+
+    parts: tuple[Evidence, ...]
+    note: str = ""
+    barred: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the report, the rule by which we judge it (in words), and that rule as a function."""
+    """A sentence of the report, the rule by which we judge it (in words, with its margin), that rule as a function,
+    and what would overturn its verdict. `looks`: numbers of runs at which it is judged; the last is the cap. Default:
+    the table's."""
 
     text: str
     rule: str
-    judge: Callable[["Results"], Verdict]
+    judge: Callable[["Results"], Finding]
+    overturn: str = ""
+    looks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class Together(NamedTuple):
 @dataclass(frozen=True)
 class Table:
     """Rows that are measured alike. `seeds` overrides the report's number of seeds at a budget; `old_keys` are former
-    names of numbers, as older result lines have them, with what they are called now."""
+    names of numbers, as older result lines have them, with what they are called now; `looks`: of its claims."""
 
     name: str
     title: str
@@ -102,11 +111,15 @@ class Table:
     plots: tuple[Plot, ...] = ()
     seeds: Mapping[Budget, int] = field(default_factory=dict)
     old_keys: Mapping[str, str] = field(default_factory=dict)
+    looks: tuple[int, ...] = (4, 8)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of a reference system's tables. `name` is its number; `sizes` what each budget means, `sized` in words."""
+    """All of a reference system's tables. `name` is its number; `sizes` what each budget means, `sized` in words.
+
+    `story` is for a reader who never saw the report: what was claimed, and what came out. `shows`: the table and the
+    plot or row whose picture shows it. `distance`: rows of what, the report's, and ours in the budget quick."""
 
     name: str
     title: str
@@ -115,56 +128,55 @@ class Report:
     sizes: Mapping[Budget, Any]
     sized: Mapping[Budget, str]
     seeds: Mapping[Budget, int]
+    story: str = ""
+    shows: tuple[str, str] = ("", "")
+    distance: tuple[tuple[str, str, str], ...] = ()
 
 
 class NotMeasured(Exception):
     """The row that a verdict or a plot needs is not in the results."""
 
 
-class Difference(NamedTuple):
-    """Mean of differences paired by seed, and half the width of its 95 % interval (Student's t)."""
-
-    mean: float
-    margin: float
-    count: int
-
-    def __str__(self) -> str:
-        margin = f" ± {self.margin:.2g}" if np.isfinite(self.margin) else ""
-        return f"{self.mean:+.3g}{margin} ({self.count} seed{'s' * (self.count > 1)})"
-
-
-def interval(values: Sequence[float] | np.ndarray) -> Difference:
-    """Mean and 95 % interval of values that are independent between seeds; one value has an infinite interval."""
-    from scipy.stats import t
-
-    n = len(values)
-    margin = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.inf
-    return Difference(float(np.mean(values)), float(margin), n)
-
-
 class Results(NamedTuple):
-    """Lines of one table at one budget, by row and seed."""
+    """Lines of one table at one budget, by row and seed. `read` gathers the names of rows that were asked for."""
 
     lines: Mapping[str, Mapping[int, Line]]
+    read: set[str] | None = None
 
     def of(self, row: str, key: str) -> dict[int, float]:
         """A number of a row by seed; what could not be measured (None) is nan. Raises NotMeasured."""
+        if self.read is not None:
+            self.read.add(row)
         found = {seed: line["numbers"][key] for seed, line in self.lines.get(row, {}).items() if key in line["numbers"]}
         if not found:
             raise NotMeasured(f"{row} ({key})")
-        return {seed: np.nan if value is None else value for seed, value in found.items()}
+        return {seed: np.nan if value is None else value for seed, value in sorted(found.items())}
 
     def mean(self, row: str, key: str) -> float:
         """A number's mean over the seeds of a row. Raises NotMeasured."""
         return float(np.mean(list(self.of(row, key).values())))
 
-    def difference(self, a: str, b: str, key: str, key_b: str | None = None) -> Difference:
-        """Row a less row b, seed by seed (or two numbers of one row). Raises NotMeasured when no seed is common."""
-        of_a, of_b = self.of(a, key), self.of(b, key_b or key)
-        common = sorted(set(of_a) & set(of_b))
+    def values(self, row: str, key: str) -> np.ndarray:
+        """A number of a row, in the order of seeds. Raises NotMeasured."""
+        return np.array(list(self.of(row, key).values()), np.float64)
+
+    def together(self, *cells: tuple[str, str]) -> np.ndarray:
+        """Numbers (row, key) in columns, one row a seed that all of them have. Raises NotMeasured."""
+        found = [self.of(*cell) for cell in cells]
+        common = sorted(set.intersection(*map(set, found)))
         if not common:
-            raise NotMeasured(f"{a} and {b} with a common seed")
-        return interval([of_a[seed] - of_b[seed] for seed in common])
+            raise NotMeasured(f"{' and '.join(row for row, _ in cells)} with a common seed")
+        return np.array([[of[seed] for of in found] for seed in common], np.float64)
+
+    def difference(self, a: str, b: str, key: str, key_b: str | None = None) -> np.ndarray:
+        """Row a less row b, seed by seed (or two numbers of one row). Raises NotMeasured when no seed is common."""
+        pairs = self.together((a, key), (b, key_b or key))
+        return pairs[:, 0] - pairs[:, 1]
+
+    def where(self, wanted: Callable[[int], bool]) -> "Results":
+        """The same of some seeds only."""
+        return Results({row: {seed: line for seed, line in of.items() if wanted(seed)}
+                        for row, of in self.lines.items()}, self.read)
 
     def curve(self, row: str, name: str, seed: int = 0) -> list[float]:
         """A curve of a row. Raises NotMeasured."""
@@ -174,16 +186,18 @@ class Results(NamedTuple):
         return line["curves"][name]
 
 
-def verdict_above(what: str, difference: Difference, least: float = 0.0) -> Verdict:
-    """The verdict on a claim that `difference` is positive. It does not hold when the whole interval is below `least`
-    (a difference that nobody would see), holds when the whole interval is above 0, and cannot be told otherwise."""
-    low, high = difference.mean - difference.margin, difference.mean + difference.margin
-    answer: Answer = "does not hold" if high < least or high <= 0 else "holds" if low > 0 else "cannot be told"
-    return Verdict(answer, f"{what}: {difference}")
+def fingerprint(setting: Any, size: Any) -> str:
+    """A hash (12 hexadecimal digits) of all that a result line depends on besides its seed and the code."""
+    return hashlib.sha256(f"{setting!r} {size!r}".encode()).hexdigest()[:12]
 
 
-def verdict_all(*verdicts: Verdict) -> Verdict:
-    """The verdict on a claim that holds only if several others do."""
-    answers = [found.answer for found in verdicts]
-    answer: Answer = next((a for a in ("does not hold", "cannot be told") if a in answers), "holds")
-    return Verdict(answer, "; ".join(found.why for found in verdicts))
+def results_of(report: Report, table: Table, budget: Budget, lines: Sequence[Line]) -> Results:
+    """The lines that belong to the settings as they are now; of several of one seed, the last."""
+    found: dict[str, dict[int, Line]] = {}
+    wanted = {row.name: fingerprint(row.setting, report.sizes[budget]) for row in table.rows}
+    for line in lines:
+        if (line["report"], line["table"], line["budget"]) == (report.name, table.name, budget) and \
+                wanted.get(line["row"]) == line["setting"]:
+            numbers = {table.old_keys.get(key, key): value for key, value in line["numbers"].items()}
+            found.setdefault(line["row"], {})[line["seed"]] = {**line, "numbers": numbers}
+    return Results(found)

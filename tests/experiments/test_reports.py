@@ -8,7 +8,15 @@ import pytest
 from dipddpm_jax import experiments
 from dipddpm_jax.data import scenes
 from dipddpm_jax.diffusion import schedules
-from dipddpm_jax.experiments import autoencoder_runs, filtered_chains, ledger, pages, single_image_runs, tables
+from dipddpm_jax.experiments import (
+    autoencoder_runs,
+    filtered_chains,
+    ledger,
+    pages,
+    single_image_runs,
+    tables,
+    verdicts,
+)
 from dipddpm_jax.networks import residual_denoiser
 
 ALL = list(experiments.MODULES)
@@ -27,11 +35,12 @@ def test_smoke(name, tmp_path, monkeypatch, fast_compilation):
         for line in (line for line in lines if line["table"] == table.name):
             assert {column.key for column in table.columns} <= set(line["numbers"]), line["row"]
         results = ledger.results_of(report, table, "smoke", lines)
-        for claim in table.claims:
-            assert claim.judge(results).answer in ("holds", "does not hold", "cannot be told")
         for plot in table.plots:
             x, curves = plot.curves(results)
             assert curves and all(len(curve) == len(x) for curve in curves.values())
+    judged = verdicts.judge_report(report, lines, "smoke")
+    assert [one.claim for one in judged] == [claim for table in report.tables for claim in table.claims]
+    assert all("not measured yet" not in one.verdict.why or "died" in one.verdict.why for one in judged)
     pages.write_pages([report], tmp_path)
     page = (tmp_path / f"{name}.md").read_text()
     assert all(claim.text in page for table in report.tables for claim in table.claims)

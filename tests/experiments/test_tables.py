@@ -10,9 +10,11 @@ import pytest
 from dipddpm_jax import records
 from dipddpm_jax.experiments import ledger, pages, tables
 from dipddpm_jax.experiments.__main__ import Experiments, experiments_main, measure_reports
+from dipddpm_jax.experiments.rules import above
 from dipddpm_jax.experiments.tables import (
     Claim,
     Column,
+    Finding,
     Measured,
     Plot,
     Report,
@@ -20,7 +22,6 @@ from dipddpm_jax.experiments.tables import (
     Row,
     Table,
     Together,
-    verdict_above,
 )
 
 
@@ -34,7 +35,7 @@ class Size:
     factor: float = 1.0
 
 
-def make(values=(1.0, 3.0), fail_at=None, size=1.0):
+def make(values=(1.0, 3.0), fail_at=None, size=1.0, looks=(2,)):
     calls = []
 
     def measure(setting, size, seed):
@@ -47,7 +48,8 @@ def make(values=(1.0, 3.0), fail_at=None, size=1.0):
 
     rows = tuple(Row(f"row {i}", Setting(value), {"psnr": 7.25} if i == 0 else {}) for i, value in enumerate(values))
     claim = Claim("row 1 is better", "PSNR of row 1 is above that of row 0",
-                  lambda r: verdict_above("dB", r.difference("row 1", "row 0", "psnr"), 0.1))
+                  lambda r: Finding((above("row 1 less row 0", r.difference("row 1", "row 0", "psnr"), 0.1, "dB"),)),
+                  "a worse row 1", looks)
     plot = Plot("loss", "falling", lambda r: ([1, 2], {"row 0": r.curve("row 0", "loss")}))
     table = Table("first", "First table", "What it is.", rows,
                   (Column("psnr", "PSNR, dB", "as reported"), Column("none", "nothing", "control")), measure, (claim,),
@@ -140,36 +142,11 @@ def test_rows_are_chosen_by_pattern_and_time_is_kept(tmp_path):
     assert ledger.chosen_rows(report, ["nothing"]) == []
 
 
-def test_intervals_are_students():
-    values = [1.0, 2.0, 4.0]
-    found = tables.interval(values)
-    assert found.mean == pytest.approx(7 / 3)
-    assert found.margin == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-6)  # t of 2 degrees
-    assert tables.interval([1.0]).margin == np.inf
-
-
-@pytest.mark.parametrize("difference, least, answer", [
-    ((1.0, 0.5), 0.0, "holds"), ((-1.0, 0.5), 0.0, "does not hold"), ((0.2, 0.5), 0.0, "cannot be told"),
-    ((0.05, 0.01), 0.1, "does not hold"), ((0.15, 0.1), 0.1, "holds"), ((1.0, np.inf), 0.0, "cannot be told"),
-    ((0.0, 0.0), 0.0, "does not hold"),
-])
-def test_verdicts_follow_the_interval(difference, least, answer):
-    assert verdict_above("", tables.Difference(*difference, 3), least).answer == answer
-
-
-def test_all_of_several_verdicts():
-    answers = ("holds", "does not hold", "cannot be told")
-    holds, fails, unknown = (tables.Verdict(answer, answer[0]) for answer in answers)
-    assert tables.verdict_all(holds, holds).answer == "holds"
-    assert tables.verdict_all(holds, unknown).answer == "cannot be told"
-    assert tables.verdict_all(unknown, fails, holds) == ("does not hold", "c; d; h")
-
-
 def test_differences_are_paired_by_seed():
     rows = {"a": {0: 5.0, 1: 7.0, 2: 9.0}, "b": {1: 6.0, 2: 8.0, 3: 100.0}}
     results = Results({name: {seed: {"numbers": {"x": value}} for seed, value in row.items()}
                        for name, row in rows.items()})
-    assert results.difference("a", "b", "x")[:2] == (1.0, 0.0)
+    assert results.difference("a", "b", "x").tolist() == [1.0, 1.0]
     with pytest.raises(tables.NotMeasured, match="c"):
         results.difference("a", "c", "x")
 
@@ -181,9 +158,10 @@ def test_pages_come_from_results_alone(tmp_path):
     pages.write_pages([report], tmp_path)
     page, card = ((tmp_path / name).read_text() for name in ("009.md", "README.md"))
     assert calls == []
-    for part in ("7.25", "**holds**", "1.05 ± 0.07", "3.05 ± 0.07", "An introduction.", "Budget quick: tiny.", ": +2"):
+    for part in ("7.25", "**cannot be told**", "1.05 ± 0.07", "3.05 ± 0.07", "An introduction.", "Budget quick: tiny.",
+                 ": +2.00 [+2.00, +2.00] dB"):
         assert part in page, part
-    assert "row 1 is better | **holds**" in card and "1 holds" in card
+    assert "row 1 is better | **cannot be told**" in card and "1 cannot be told" in card  # of two equal runs
     for picture in ("009/quick-first-row-0-0.png", "009/quick-first-loss.png"):
         assert (tmp_path / picture).stat().st_size and picture in page
 
