@@ -15,7 +15,7 @@ share alpha by Holm's method (1979), with care for the two hypotheses of each.
 """
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -63,7 +63,7 @@ class Evidence:
         if math.isnan(self.spread):
             return math.ceil(-math.log2(level))
         z, distance = special.ndtri(1 - level), max(abs(effect or self.margin), self.margin / 2)
-        return min(MOST_RUNS, math.ceil(((z + special.ndtri(POWER)) * self.spread / distance) ** 2 + z**2 / 2) + 1)
+        return min(MOST_RUNS, math.ceil(((z + special.ndtri(POWER)) * self.spread / distance) ** 2 + z**2 / 2))
 
     def needed_as_seen(self, level: float) -> int:
         """The same if the true effect is as it was estimated, from the farther of the two that it is told from."""
@@ -112,16 +112,12 @@ def _about(what: str, values: Runs, margin: float, unit: str, typical: str) -> t
     return Evidence(what, unit, mean, float(mean - half), float(mean + half), margin, 1.0, 1.0, n, sd), found
 
 
-def _with(evidence: Evidence, **changes: object) -> Evidence:
-    return Evidence(**{**evidence.__dict__, **changes})
-
-
 def above(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> Evidence:
     """For "the effect is above 0": supported against effects of 0 and less, refuted against those of the margin and
     more. An effect shown to lie between is too small to be noticed: does not hold."""
     evidence, found = _about(what, values, margin, unit, typical)
     test = _sign_below if typical == "median" else _t_below
-    return _with(evidence, supports=test(found, 0.0), refutes=test(-found, -margin))
+    return replace(evidence, supports=test(found, 0.0), refutes=test(-found, -margin))
 
 
 def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> Evidence:
@@ -129,7 +125,7 @@ def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str
     margin and more, refuted against none. A disadvantage shown to be smaller than the margin: holds."""
     evidence, found = _about(what, values, margin, unit, typical)
     test = _sign_below if typical == "median" else _t_below
-    return _with(evidence, supports=test(found, -margin), refutes=test(-found, 0.0), first="holds")
+    return replace(evidence, supports=test(found, -margin), refutes=test(-found, 0.0), first="holds")
 
 
 def alike(what: str, values: Runs, margin: float, unit: str = "") -> Evidence:
@@ -138,13 +134,13 @@ def alike(what: str, values: Runs, margin: float, unit: str = "") -> Evidence:
     evidence, found = _about(what, values, margin, unit, "mean")
     supports = max(_t_below(found, -margin), _t_below(-found, -margin))
     refutes = min(1.0, 2 * min(_t_below(found, margin), _t_below(-found, margin)))
-    return _with(evidence, supports=supports, refutes=refutes, first="holds", two_sided=True)
+    return replace(evidence, supports=supports, refutes=refutes, first="holds", two_sided=True)
 
 
 def negated(evidence: Evidence) -> Evidence:
     """Evidence for the opposite claim."""
     other: dict[Answer, Answer] = {"holds": "does not hold", "does not hold": "holds"}
-    return _with(evidence, supports=evidence.refutes, refutes=evidence.supports, first=other[evidence.first])
+    return replace(evidence, supports=evidence.refutes, refutes=evidence.supports, first=other[evidence.first])
 
 
 def _worst(n: int, m: int, gap: float, wanted: np.ndarray) -> float:

@@ -24,11 +24,9 @@ def dip(*passes):
 
 
 EPOCHS = [a001._shorter(epochs) for epochs in (5, 10, 15)]
-LAST, DEPTH = "one stage at 0.025, {} layers", "{}, {} layers"
 FAST, GRADUAL, SLOW = (f"{levels}, 3 x 1000" for levels in ("fast", "gradual", "slow"))
 STAGED, REAL = "staged, towards the noisy picture", "a real DIP, stopped by held-out pixels"
 WORSE = ("DDPM's lr 0.01", "both lr 0.01", "exponential sigma", "cosine sigma", "batch 128")
-ABOVE_FLOOR = {}
 # (report, its number): numbers by which the claim is true, and numbers by which it is false
 CASES = {
     ("000", 0): ({(a000.A, "samples"): 5.0}, {}), ("000", 1): ({(a000.A, "samples"): 5.0}, {}),
@@ -98,8 +96,7 @@ def test_a_claim_holds_where_it_is_true_and_fails_where_it_is_false(name, number
     true, false = CASES[name, number]
     assert answer(table, claim, true, 1e-3, 24) == "holds"
     assert answer(table, claim, false, 1e-3, 24) == "does not hold"
-    if (name, number) != ("002", 8):  # two scattered runs tell nothing
-        assert answer(table, claim, {**true}, 1e-3 if not claim.rule else 0.3, 2) == "cannot be told"
+    assert answer(table, claim, true, 1e-3, 1) == "cannot be told"  # one run tells nothing
 
 
 def test_every_claim_has_a_margin_looks_and_what_would_overturn_it():
@@ -137,10 +134,8 @@ def test_printed_checkpoints_give_the_figures_of_the_fact_sheet():
     gelu, relu, cosine = conditional_printed.RUNS
     assert conditional_printed.accuracies(gelu).mean(0) == pytest.approx([0.5446, 0.5946], abs=1e-4)
     assert conditional_printed.accuracies(relu).mean(0) == pytest.approx([0.5270, 0.5926], abs=1e-4)
-    assert conditional_printed.accuracies(cosine).mean(0) == pytest.approx([0.4950, 0.5192], abs=1e-4)
-    assert conditional_printed.between(gelu, relu).startswith("+0.010 [-0.010, +0.0") or \
-        conditional_printed.between(gelu, relu).startswith("+0.009 [-0.010, +0.0")
-    assert conditional_printed.between(gelu, cosine).startswith("+0.062 [+0.04") or \
-        conditional_printed.between(gelu, cosine).startswith("+0.063 [+0.04")
+    assert conditional_printed.accuracies(cosine).mean(0) == pytest.approx([0.4954, 0.5192], abs=1e-4)
+    assert conditional_printed.between(gelu, relu) == "+0.010 [-0.009, +0.029]"
+    assert conditional_printed.between(gelu, cosine) == "+0.062 [+0.044, +0.081]"
     found = conditional_printed.measure_printed(conditional_printed.Printed(gelu), None, 0).numbers
     assert (found["test_best"], found["test_chosen"]) == (pytest.approx(0.625), pytest.approx(0.5417, abs=1e-4))

@@ -15,20 +15,25 @@ class Shift:
     value: float
 
 
+@dataclass(frozen=True)
+class Side:
+    side: int = 64
+
+
 def report_of(looks, effect=0.05, first=2):
-    """A report whose second row is better by an effect that scatters from seed to seed, by 0.05; the margin is 0.1."""
+    """A report whose second row is better by an effect that scatters from seed to seed, by 0.2; the margin is 0.1."""
     noise, calls = np.random.default_rng(0).standard_normal(40), []
 
     def measure(setting, size, seed):
         calls.append((setting.value, seed))
-        return Measured({"psnr": (effect + 0.05 * noise[seed]) * setting.value})
+        return Measured({"psnr": (effect + 0.2 * noise[seed]) * setting.value})
 
     claim = Claim("it is better", "margin 0.1 dB", lambda found: Finding(
         (above("b less a", found.difference("b", "a", "psnr"), 0.1, "dB"),), "and a note"), "a worse b")
     table = Table("only", "Only table", "Two rows.", (Row("a", Shift(0.0)), Row("b", Shift(1.0))),
                   (Column("psnr", "PSNR, dB", "sound"),), measure, (claim,), looks=looks)
-    sizes = dict.fromkeys(tables.BUDGETS, "a size")
-    return Report("009", "a test", "What it is.", (table,), sizes, sizes, dict.fromkeys(sizes, first),
+    sizes, words = (dict.fromkeys(tables.BUDGETS, of) for of in (Side(), "a size"))
+    return Report("009", "a test", "What it is.", (table,), sizes, words, dict.fromkeys(sizes, first),
                   "For a reader who knows nothing.", ("only", "b"), (("side", "512", "64"),)), calls
 
 
