@@ -235,12 +235,10 @@ REPORT = Report(
     {"smoke": 1, "quick": 4, "full": 4},
     "A diffusion model (DDPM) draws a digit by removing noise in a thousand steps. The report claims that if the noise "
     "first passes through a deep image prior (DIP, a network fitted to one digit), two hundred or five hundred steps "
-    "are "
-    "enough. They are not enough for good digits, but the DIP does help: what it makes of noise is a smooth dark "
-    "picture "
-    "with little noise in it, which suits a chain that begins late better than pure noise does. How often it is "
-    "applied "
-    "makes no difference, and no time is saved but that of the steps left out.",
+    "are enough. With the one small network that most of this page is about they are not enough for good digits, but "
+    "the DIP does help: what it makes of noise is a smooth dark picture with little noise in it, which suits a chain "
+    "that begins late better than pure noise does. How often it is applied makes no difference there, and it saves no "
+    "time but that of the steps left out. The verdicts ask for several networks, each trained anew.",
     ("networks", "steps"),
     (("training pictures", "60,000 of MNIST", "4,500 of mnist5k"),
      ("training", "20 epochs: 9,380 steps of 128", f"{QUICK.steps} steps of {QUICK.batch}"),
