@@ -136,7 +136,7 @@ def _equal_stages(results: Results) -> Finding:
 
 def _fails(results: Results) -> Finding:
     five, three = (results.values(f"{layers} layers", "failed") for layers in (5, 3))
-    return Finding((share_above("share of networks that die, 5 less 3 layers", five, three, 0.25),),
+    return Finding((share_above("share of networks that die, 5 less 3 layers", five, three, 0.5),),
                    f"{five.sum():.0f} of {len(five)} and {three.sum():.0f} of {len(three)}")
 
 
@@ -206,7 +206,7 @@ TABLES = (
            Column("fresh", "PSNR at fresh noise of 0.1, dB", "sound"),
            Column("constant", "best picture of one colour, dB", "control")), Together(measure_failures, program),
           (Claim("Networks of 5 layers often fail, those of 3 never", "more runs of 5 layers fail than of 3; exact, "
-                 "margin a quarter of all runs", _fails, "a lower rate, or weights drawn otherwise", (6, 12, 24)),),
+                 "margin half of all runs", _fails, "a lower rate, or weights drawn otherwise", (6, 12, 24)),),
           seeds={"quick": 6, "full": 6}),
     Table("restoration", "Without being shown the answer", "The same photograph with noise of 0.1, which is all that "
           "the second and third fit see: stages towards the noisy picture, stopped when the misfit reaches the noise, "
@@ -236,9 +236,9 @@ REPORT = Report(
     {"smoke": 1, "quick": 8, "full": 8},
     "A deep image prior (DIP) restores one noisy picture by fitting an untrained network to it and stopping in time. "
     "The report claims that fitting in three stages of falling noise, as a diffusion model does, gives 35 dB where one "
-    "stage gives 31 dB. But its network is trained on the clean picture, which nobody has, and the staged one is scored "
-    "on an easier input. At equal noise of 0.1 our staged networks are mostly worse, and without the clean picture an "
-    "ordinary DIP is better than the staged fit by 2 dB.",
+    "stage gives 31 dB. But its network is trained on the clean picture, which nobody has, and the staged one is "
+    "scored on an easier input. At equal noise of 0.1 our staged networks are mostly worse, and without the clean "
+    "picture an ordinary DIP is better than the staged fit by 2 dB.",
     ("levels", "levels"),
     (("picture", "Lenna, 512 x 512", f"astronaut, {QUICK.side} x {QUICK.side}"),
      ("network", "64 to 256 channels", "a quarter; failures: full width"),

@@ -12,9 +12,9 @@ SLACK = 3 * np.sqrt(0.05 * 0.95 / TRIALS)
 EFFECTS = {"above": (above, 0.0, 1.0), "as good": (as_good, -1.0, 0.0)}
 
 
-def answers(ask, effect, runs, trials, level=0.05, typical="mean", sd=1.0):
+def answers(ask, effect, runs, trials, level=0.05, sd=1.0, **typical):
     rng = np.random.default_rng(0)
-    return [told([ask("", effect + sd * rng.standard_normal(runs), 1.0, typical=typical)], level)
+    return [told([ask("", effect + sd * rng.standard_normal(runs), 1.0, **typical)], level)
             for _ in range(trials)]
 
 
@@ -30,7 +30,7 @@ def test_false_verdicts_are_as_rare_as_alpha_at_both_boundaries(ask, none, margi
 def test_enough_runs_tell_every_effect_also_none_at_all(ask, none, margin):
     for effect, right in ((none, "does not hold"), (margin, "holds")):
         runs = ask("", np.random.default_rng(1).standard_normal(8), 1.0).needed(0.05)
-        assert answers(ask, effect, 4 * runs, 50).count(right) >= 48
+        assert answers(ask, effect, 4 * runs, 50).count(right) >= 44  # 5 % are false at the boundary itself
     between = answers(ask, (none + margin) / 2, 400, 50)  # told, though neither 0 nor the margin is true
     assert set(between) == {"does not hold" if ask is above else "holds"}
 
