@@ -62,6 +62,8 @@ class Evidence:
         80 % at this level: of a t-test (Guenther 1981), and of a sign test the fewest that can be enough."""
         if math.isnan(self.spread):
             return math.ceil(-math.log2(level))
+        if math.isinf(self.spread):  # of a single run
+            return MOST_RUNS
         z, distance = special.ndtri(1 - level), max(abs(effect or self.margin), self.margin / 2)
         return min(MOST_RUNS, math.ceil(((z + special.ndtri(POWER)) * self.spread / distance) ** 2 + z**2 / 2))
 
@@ -76,7 +78,7 @@ class Evidence:
 def _t_below(values: np.ndarray, bound: float) -> float:
     """P-value of "the mean is at most `bound`"; by the sign test where all values are equal."""
     n, sd = len(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
-    if n < 2:
+    if n < 2 or not np.isfinite(values).all():
         return 1.0
     if sd <= 1e-12 * max(1.0, np.max(np.abs(values))):
         return _sign_below(values, bound)

@@ -73,7 +73,8 @@ def test_runs_that_diverge_are_the_worst_and_sway_no_median():
     found = above("", [np.nan, 1.0, 2.0, 3.0, 2.0, 1.0, 2.0, 3.0], 1.0, typical="median")
     assert found.estimate == 2.0 and found.supports == pytest.approx(9 / 256)
     assert above("", [2.0] * 3, 1.0).supports == 1 / 8  # equal values are no proof: the sign test speaks
-    assert above("", [2.0], 1.0).supports == 1.0
+    alone, broken = above("", [2.0], 1.0), above("", [2.0, 2.1, np.nan], 1.0)
+    assert alone.supports == broken.supports == broken.refutes == 1.0 and alone.needed(0.05) == rules.MOST_RUNS
 
 
 def test_shares_are_exact():
