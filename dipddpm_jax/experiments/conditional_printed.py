@@ -27,14 +27,14 @@ class Printed:
     run: str
 
 
-def accuracies(run: str) -> np.ndarray:
+def printed_accuracies(run: str) -> np.ndarray:
     """Accuracy on both lists (columns) of every checkpoint (rows) of a run."""
     return np.array(list(RUNS[run].values())) / (72, 84)
 
 
 def between(a: str, b: str) -> str:
     """Run a less run b, mean of both lists, and Welch's 95 % interval over checkpoints as if they were independent."""
-    ours, theirs = (accuracies(run).mean(1) for run in (a, b))
+    ours, theirs = (printed_accuracies(run).mean(1) for run in (a, b))
     test = stats.ttest_ind(ours, theirs, equal_var=False)
     low, high = test.confidence_interval(0.95)
     return f"{ours.mean() - theirs.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -43,7 +43,7 @@ def between(a: str, b: str) -> str:
 def measure_printed(setting: Printed, size: object, seed: int) -> Measured:
     """Means, and the score on each list of the checkpoint that is best on it, or on the other list (the mean of several
     that are)."""
-    found = accuracies(setting.run)
+    found = printed_accuracies(setting.run)
     test, new = found.T
     numbers = {"test": test.mean(), "new": new.mean(), "sd": found.mean(1).std(ddof=1), "checkpoints": len(found),
                "test_best": test.max(), "test_chosen": test[new == new.max()].mean(), "new_best": new.max(),

@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunEvidence:
     """What the runs say about one effect: an estimate with its 95 % interval, p-values for and against the claim,
     and `spread`, from which the number of runs is computed that the margin needs (nan: of a sign test)."""
 
@@ -97,7 +97,7 @@ def _median_interval(values: np.ndarray) -> tuple[float, float]:
     return (float(ordered[drop - 1]), float(ordered[n - drop])) if drop > 0 else (-math.inf, math.inf)
 
 
-def _about(what: str, values: Runs, margin: float, unit: str, typical: str) -> tuple[Evidence, np.ndarray]:
+def _about(what: str, values: Runs, margin: float, unit: str, typical: str) -> tuple[RunEvidence, np.ndarray]:
     """Evidence without p-values, and the values; a run that is not finite is the worst that there can be."""
     if not margin > 0:
         raise ValueError(f"the margin of a claim is above 0, in its own unit; got {margin}")
@@ -106,15 +106,15 @@ def _about(what: str, values: Runs, margin: float, unit: str, typical: str) -> t
     n = len(found)
     if typical == "median":
         low, high = _median_interval(found)
-        return Evidence(f"{what}, median", unit, float(np.median(found)), low, high, margin, 1.0, 1.0, n,
+        return RunEvidence(f"{what}, median", unit, float(np.median(found)), low, high, margin, 1.0, 1.0, n,
                         math.nan), found
     sd = float(np.std(found, ddof=1)) if n > 1 else math.inf
     half = special.stdtrit(n - 1, 0.975) * sd / math.sqrt(n) if n > 1 else math.inf
     mean = float(np.mean(found))
-    return Evidence(what, unit, mean, float(mean - half), float(mean + half), margin, 1.0, 1.0, n, sd), found
+    return RunEvidence(what, unit, mean, float(mean - half), float(mean + half), margin, 1.0, 1.0, n, sd), found
 
 
-def above(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> Evidence:
+def above(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> RunEvidence:
     """For "the effect is above 0": supported against effects of 0 and less, refuted against those of the margin and
     more. An effect shown to lie between is too small to be noticed: does not hold."""
     evidence, found = _about(what, values, margin, unit, typical)
@@ -122,7 +122,7 @@ def above(what: str, values: Runs, margin: float, unit: str = "", typical: str =
     return replace(evidence, supports=test(found, 0.0), refutes=test(-found, -margin))
 
 
-def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> Evidence:
+def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> RunEvidence:
     """For "it is not worse", values being its advantage (non-inferiority): supported against disadvantages of the
     margin and more, refuted against none. A disadvantage shown to be smaller than the margin: holds."""
     evidence, found = _about(what, values, margin, unit, typical)
@@ -130,7 +130,7 @@ def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str
     return replace(evidence, supports=test(found, -margin), refutes=test(-found, 0.0), first="holds")
 
 
-def alike(what: str, values: Runs, margin: float, unit: str = "") -> Evidence:
+def alike(what: str, values: Runs, margin: float, unit: str = "") -> RunEvidence:
     """For "there is no difference", which holds within the margin on both sides and does not outside of it (this one
     boundary is the only effect that no number of runs can tell)."""
     evidence, found = _about(what, values, margin, unit, "mean")
@@ -139,7 +139,7 @@ def alike(what: str, values: Runs, margin: float, unit: str = "") -> Evidence:
     return replace(evidence, supports=supports, refutes=refutes, first="holds", two_sided=True)
 
 
-def negated(evidence: Evidence) -> Evidence:
+def negated(evidence: RunEvidence) -> RunEvidence:
     """Evidence for the opposite claim."""
     other: dict[Answer, Answer] = {"holds": "does not hold", "does not hold": "holds"}
     return replace(evidence, supports=evidence.refutes, refutes=evidence.supports, first=other[evidence.first])
@@ -153,7 +153,7 @@ def _worst(n: int, m: int, gap: float, wanted: np.ndarray) -> float:
     return float(min(1.0, np.einsum("ip,jp,ij->p", a, b, wanted).max()))
 
 
-def share_above(what: str, ours: Runs, others: Runs, margin: float) -> Evidence:
+def share_above(what: str, ours: Runs, others: Runs, margin: float) -> RunEvidence:
     """For "more of our runs do so than of the others": exact for two binomial shares that are independent (Barnard
     1947), whose difference is the effect. Runs are 0 or 1."""
     n, m = len(ours), len(others)
@@ -163,12 +163,12 @@ def share_above(what: str, ours: Runs, others: Runs, margin: float) -> Evidence:
     half = 1.96 * math.sqrt(sum((p * k + 2) / (k + 4) * (1 - (p * k + 2) / (k + 4)) / (k + 4)
                                 for p, k in zip(both, (n, m), strict=True)))  # Agresti and Caffo 2000
     middle = float((both[0] * n + 1) / (n + 2) - (both[1] * m + 1) / (m + 2))
-    return Evidence(what, "of all runs", found, max(-1.0, middle - half), min(1.0, middle + half), margin,
+    return RunEvidence(what, "of all runs", found, max(-1.0, middle - half), min(1.0, middle + half), margin,
                     _worst(n, m, 0.0, share >= found - 1e-9), _worst(n, m, margin, share <= found + 1e-9), min(n, m),
                     math.sqrt(0.5))
 
 
-def told(parts: Sequence[Evidence], level: float) -> Answer:
+def told(parts: Sequence[RunEvidence], level: float) -> Answer:
     """The answer at a level: a claim holds if every part of it is supported, does not hold if one is refuted (of
     several, each at its share of the level)."""
     holds = max(part.supports for part in parts) <= level
@@ -192,7 +192,7 @@ class Told(NamedTuple):
 
 
 def judge_together(
-    claims: Sequence[tuple[Sequence[int], Sequence[Sequence[Evidence]]]], alpha: float = ALPHA
+    claims: Sequence[tuple[Sequence[int], Sequence[Sequence[RunEvidence]]]], alpha: float = ALPHA
 ) -> list[Told]:
     """Answers to claims that share alpha: for each its planned looks, and the parts as they were at every look taken.
 
@@ -213,13 +213,13 @@ def judge_together(
     return [_told_at(looks, taken, level) for looks, taken in claims]
 
 
-def _both(parts: Sequence[Evidence], level: float) -> bool:
+def _both(parts: Sequence[RunEvidence], level: float) -> bool:
     """True if both hypotheses of a claim are rejected: there is an effect, and it is below the margin."""
     return (max(part.supports for part in parts) <= level
             and len(parts) * min(part.refutes for part in parts) <= level)
 
 
-def _told_at(looks: Sequence[int], taken: Sequence[Sequence[Evidence]], level: float) -> Told:
+def _told_at(looks: Sequence[int], taken: Sequence[Sequence[RunEvidence]], level: float) -> Told:
     spent = levels(looks, level)
     for look, part_of_level, parts in zip(looks, spent, taken, strict=False):
         if (answer := told(parts, part_of_level)) != "cannot be told":

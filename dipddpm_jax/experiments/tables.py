@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from dipddpm_jax.experiments.rules import Evidence
+from dipddpm_jax.experiments.rules import RunEvidence
 
 Budget = Literal["smoke", "quick", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "quick", "full")
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
     """Evidence about a claim (which holds if all parts do), what else is worth knowing, and why these runs cannot
     answer it, if so: all of them share one trained network, or are no better than chance."""
 
-    parts: tuple[Evidence, ...]
+    parts: tuple[RunEvidence, ...]
     note: str = ""
     barred: str = ""
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from itertools import count, takewhile
 from typing import NamedTuple
 
-from dipddpm_jax.experiments.rules import Evidence, Told, Verdict, judge_together
+from dipddpm_jax.experiments.rules import RunEvidence, Told, Verdict, judge_together
 from dipddpm_jax.experiments.tables import (
     BUDGETS,
     Budget,
@@ -38,7 +38,7 @@ class _Heard(NamedTuple):
     missing: str
     rows: frozenset[str]
     runs: int
-    taken: list[tuple[Evidence, ...]]
+    taken: list[tuple[RunEvidence, ...]]
 
 
 def shown_budget(report: Report, table: Table, lines: Sequence[Line]) -> Budget:
@@ -81,7 +81,8 @@ def _judged(table: Table, claim: Claim, results: Results, heard: _Heard, told: T
     first, *others = map(str, heard.finding.parts)
     why = "; ".join([first + _halves(claim, results, heard.runs), *others, *filter(None, [heard.finding.note])])
     parts = heard.finding.parts
-    needed = tuple(max(need(part, told.level) for part in parts) for need in (Evidence.needed, Evidence.needed_as_seen))
+    needed = tuple(max(need(part, told.level) for part in parts)
+                   for need in (RunEvidence.needed, RunEvidence.needed_as_seen))
     if budget == "smoke":
         return Judged(table, claim, Verdict("cannot be told", SMOKE), heard.runs, looks[-1], needed)
     if heard.finding.barred:

@@ -132,9 +132,9 @@ def test_accuracies_at_the_floor_answer_nothing():
 
 def test_printed_checkpoints_give_the_figures_of_the_fact_sheet():
     gelu, relu, cosine = conditional_printed.RUNS
-    assert conditional_printed.accuracies(gelu).mean(0) == pytest.approx([0.5446, 0.5946], abs=1e-4)
-    assert conditional_printed.accuracies(relu).mean(0) == pytest.approx([0.5270, 0.5926], abs=1e-4)
-    assert conditional_printed.accuracies(cosine).mean(0) == pytest.approx([0.4954, 0.5192], abs=1e-4)
+    assert conditional_printed.printed_accuracies(gelu).mean(0) == pytest.approx([0.5446, 0.5946], abs=1e-4)
+    assert conditional_printed.printed_accuracies(relu).mean(0) == pytest.approx([0.5270, 0.5926], abs=1e-4)
+    assert conditional_printed.printed_accuracies(cosine).mean(0) == pytest.approx([0.4954, 0.5192], abs=1e-4)
     assert conditional_printed.between(gelu, relu) == "+0.010 [-0.009, +0.029]"
     assert conditional_printed.between(gelu, cosine) == "+0.062 [+0.044, +0.081]"
     found = conditional_printed.measure_printed(conditional_printed.Printed(gelu), None, 0).numbers

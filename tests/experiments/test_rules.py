@@ -63,7 +63,7 @@ def test_tests_are_the_textbooks():
 def test_runs_needed_have_the_power_that_is_promised():
     found = above("", np.random.default_rng(0).standard_normal(6), 1.0)
     for sd in (0.5, 1.0, 2.0):
-        runs = rules.Evidence(**{**found.__dict__, "spread": sd}).needed(0.01)
+        runs = rules.RunEvidence(**{**found.__dict__, "spread": sd}).needed(0.01)
         power = answers(above, 1.0, runs, 200, 0.01, sd=sd).count("holds") / 200
         assert 0.7 < power < 0.97, (sd, runs, power)
     assert above("", [1.0, 2.0], 1.0, typical="median").needed(0.01) == 7  # 2^-7 < 1 %
@@ -132,7 +132,7 @@ def test_looking_at_every_run_without_spending_alpha_would_not():
 def test_a_claim_leaves_its_part_to_the_others_when_both_of_its_hypotheses_are_gone():
     small = above("", [0.5, 0.51, 0.49, 0.5, 0.52], 1.0)  # above 0 and below the margin, beyond doubt
     large = above("", [5.0, 5.1, 4.9, 5.0, 5.2], 1.0)  # told too, but "as large as the margin" may be true
-    weak = rules.Evidence(**{**large.__dict__, "supports": 0.03, "refutes": 1.0})
+    weak = rules.RunEvidence(**{**large.__dict__, "supports": 0.03, "refutes": 1.0})
     looks = (5,)
     for other, expected in ((small, ["does not hold", "holds"]), (large, ["holds", "cannot be told"])):
         assert [one.answer for one in judge_together([(looks, [[other]]), (looks, [[weak]])])] == expected
