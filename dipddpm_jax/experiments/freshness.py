@@ -17,7 +17,7 @@ from dipddpm_jax import records
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.name
 JUDGES = {f"{ROOT}.experiments.{name}" for name in ("tables", "rules", "verdicts", "ledger", "pages", "freshness")}
-UNKNOWN = "recorded before hashes"
+UNKNOWN, FIRST_HASHES = "recorded before hashes", "2026-11-26"
 
 
 @functools.cache

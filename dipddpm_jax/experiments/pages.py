@@ -29,8 +29,10 @@ COMMAND = "python -m dipddpm_jax.experiments"
 
 RULES = (
     "**How verdicts are made.** A claim is about an effect with a *margin*: the smallest effect that anybody would "
-    "care for, in its own unit. It holds when no effect at all is ruled out, and does not when one as large as the "
-    "margin is; an effect that is shown to lie between is too small to matter. Tests are one-sided (Student's t, the"
+    "care for, in its own unit. It *holds* when the runs rule out that there is no effect (or one the other way), and "
+    "*does not hold* when they rule out an effect as large as the margin; one that is shown to lie between is too "
+    "small to matter. A claim of equality holds when a difference as large as the margin is ruled out. Tests are "
+    "one-sided (Student's t, the"
     " sign test for medians, Barnard's exact test for shares), over independent runs only, paired by seed; brackets "
     "are 95 % intervals of one effect by itself. Runs are looked at when the planned numbers are reached, and no "
     "more are made once a claim is told or has the most runs that are planned for it. All claims of a report and all"
@@ -127,15 +129,15 @@ def _age(report: Report, shown: Sequence[tuple[Table, Budget, Results]], out: Pa
             names = ", ".join(sorted(f"`{name.removeprefix('dipddpm_jax.')}`" for name in changed))
             found[table.title] = f"{table.title}: {most} of {len(lines)}, in {names}"
     if not found:
-        return "The code that made them is the code as it is now."
+        return "No module that they depend on has changed since its hash was written down with them."
     return ("**Stale**: measured by code that has changed since, by table, with the modules that changed (which may "
             f"change no number): {'; '.join(found.values())}.")
 
 
 def _noted(lines: Sequence[Line]) -> str:
     count = sum(freshness.UNKNOWN == line.get("code_note") for line in lines)
-    return (f" {count} measurements were recorded before hashes of the code were: theirs is that of the day on which "
-            "this began." if count else "")
+    return (f" Of {count} nobody wrote down the code at the time: they got the hash of {freshness.FIRST_HASHES}, and "
+            "what changed between is not known." if count else "")
 
 
 def _made(lines: Sequence[Line]) -> str:

@@ -108,7 +108,7 @@ def _about(what: str, values: Runs, margin: float, unit: str, typical: str) -> t
         low, high = _median_interval(found)
         return RunEvidence(f"{what}, median", unit, float(np.median(found)), low, high, margin, 1.0, 1.0, n,
                         math.nan), found
-    sd = float(np.std(found, ddof=1)) if n > 1 else math.inf
+    sd = float(np.std(found, ddof=1)) if n > 1 and np.isfinite(found).all() else math.inf
     half = special.stdtrit(n - 1, 0.975) * sd / math.sqrt(n) if n > 1 else math.inf
     mean = float(np.mean(found))
     return RunEvidence(what, unit, mean, float(mean - half), float(mean + half), margin, 1.0, 1.0, n, sd), found
