@@ -9,6 +9,7 @@ from dipddpm_jax.data import scenes
 from dipddpm_jax.diffusion import schedules
 from dipddpm_jax.experiments import (
     autoencoder_runs,
+    conditional_runs,
     filtered_chains,
     ledger,
     pages,
@@ -27,7 +28,7 @@ KINDS = {
             "networks/*, 5 epochs", "inside/DIP*", "passes/*"),
     "002": ("depth/traditional, 3*", "depth/modified, 5*", "levels/fast, 500*", "failures/3*", "restoration/*"),
     "003": ("runs/DDPM alone*", "runs/DIP+DDPM, 10*", "runs/*front of its own"),
-    "004": ("training/GELU, linear betas, guidance 2", "training/ReLU*", "digits/w = 2", "printed/*"),
+    "004": ("training/GELU, linear betas, guidance 2", "digits/w = 2", "printed/*"),
     "scenes": ("checkpoints/*", "guidance/w = 0", "steps/10 steps", "composition/composed, w = 1",
                "unseen pairs/composed*"),
 }
@@ -102,6 +103,19 @@ def test_names_and_printed_numbers_belong_somewhere(name):
         keys = {column.key for column in table.columns}
         assert all(set(row.paper) <= keys for row in table.rows)
     assert set(report.sizes) == set(report.sized) == set(report.seeds) == set(tables.BUDGETS)
+
+
+def test_runs_of_004_differ_from_its_base_in_what_their_rows_say():
+    table = experiments.load_report("004").tables[0]
+    size, base = experiments.load_report("004").sizes["full"], conditional_runs.Setting()
+    configs = {row.setting: conditional_runs.report_config(row.setting, size, 0) for row in table.rows}
+    assert len(set(map(repr, configs.values()))) == len(table.rows)
+    for setting, config in configs.items():
+        assert (config.network.act, config.schedule.name, config.optimizer.decay) == (
+            setting.act, setting.schedule, setting.decay)
+        assert config.steps == 140 * setting.epochs and config.label_drop == 0.1 * setting.guided
+        assert config.sampler.guidance == 2.0 * setting.guided and config.batch_size == size.batch
+    assert base in configs
 
 
 def test_system_003_without_a_network_scores_what_the_closed_form_says():
