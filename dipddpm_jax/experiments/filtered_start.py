@@ -241,8 +241,8 @@ REPORT = Report(
     "Frechet distance (FD, lower is better) of pictures as the report shows them is 37 after 200 steps and 28 after "
     "500, where real digits have 5. But the DIP does help, since without it the same chains have 167 and 38: what it "
     "makes of noise is a smooth dark picture with little noise in it, which suits a chain that begins late better than "
-    "pure noise does. How often it is applied makes no difference there, and it saves no time but that of the steps "
-    "left out. The verdicts ask for several networks, each trained anew.",
+    "pure noise does. How often it is applied changes no more there than another seed does, and it saves no time but "
+    "that of the steps left out. The verdicts ask for several networks, each trained anew.",
     ("networks", "steps"),
     (("training pictures", "60,000 of MNIST", "4,500 of mnist5k"),
      ("training", "20 epochs: 9,380 steps of 128", f"{QUICK.steps} steps of {QUICK.batch}"),
