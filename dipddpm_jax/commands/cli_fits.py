@@ -2,7 +2,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -18,6 +18,10 @@ class DipCommand:
 
     config: Annotated[DipConfig, tyro.conf.arg(name="")] = DipConfig()
     run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
+    method: Literal["dip", "auto", "cross-fit", "self-diffusion", "pixel-pairs", "non-local-means", "total-variation",
+                    "wavelets"] = "dip"
+    """dip: what the other options describe. auto: an average of several, weighed by a referee that hides part of the
+    measurement from them. The others alone; all but dip take only options that say what is restored."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ def _dip(argv: list[str]) -> None:
     command = _parse_restoration(argv, DipCommand(), description, "train.py dip")
     dip_ranges.check_dip(command.config, command.run)
     dip_ranges.refuse_idle(command.config, argv)
+    if command.method != "dip":
+        dip_ranges.refuse_fitting(command.method, argv)
+
+        from dipddpm_jax.commands.restore_by_method import restore_by_method
+
+        print(restore_by_method(command.method, command.config, command.run.workdir, argv))
+        return
 
     from dipddpm_jax.commands import dip
 

@@ -12,13 +12,15 @@ from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.outcome import outcome
-from dipddpm_jax.commands.restorers import check_method, restore_by
+from dipddpm_jax.commands.restorers import check_method, restorer_for
 from dipddpm_jax.commands.sources import LEAST_SIDE
 from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import operators
+from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.noise_level import estimate_sigma
+from dipddpm_jax.inverse.noises import Gaussian
 
 
 class Units(NamedTuple):
@@ -84,8 +86,11 @@ def restore(
     size = (y.shape[0] * scale, y.shape[1] * scale)
     y = y if known is None else y * known
     if method != "dip":
-        observe = measurements.operator(config, size) if known is None else operators.masked(jnp.asarray(known))
-        return units.outside(np.asarray(restore_by(method, y, observe, known, float(level), seed).picture))
+        mask = None if known is None else jnp.asarray(known)
+        observe = measurements.operator(config, size) if mask is None else operators.masked(mask)
+        measurement = Measurement(jnp.asarray(y), observe, Gaussian(float(level)))
+        found = restorer_for(method, measurement, mask)(measurement, jax.random.key(seed))
+        return units.outside(np.asarray(found.picture))
     given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size)
     return units.outside(_fitted(config, given, progress))
 

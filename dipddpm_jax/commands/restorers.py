@@ -1,10 +1,9 @@
-"""The restorers that `dipddpm_jax.restore` knows by name, besides the deep image prior that its options describe."""
+"""The restorers that `dipddpm_jax.restore` and `train.py dip --method` know by name, besides the deep image prior that
+their options describe."""
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from dipddpm_jax import classical
 from dipddpm_jax.dip.crossfit import cross_fitted, small_skip_net
@@ -12,11 +11,10 @@ from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import operators, splitting
-from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
-from dipddpm_jax.inverse.noises import Gaussian
+from dipddpm_jax.inverse.measurement import Measurement, Restore
 from dipddpm_jax.inverse.referee import stacked
 
-EXACT = 1e-3  # of white: noise below this is too weak to be split
+EXACT = 1e-6  # variance, white being 1: noise below this is too weak to be split
 
 
 def _self_diffusion(channels: int) -> Restore:
@@ -43,25 +41,21 @@ def check_method(method: str, options: Mapping[str, object]) -> None:
         raise UserError(f"method {method!r} does not take {', '.join(sorted(options))}, which method 'dip' does")
 
 
-def restore_by(
-    method: str, y: Float[np.ndarray, "i j c"], operator: operators.Operator, known: Float[np.ndarray, "h w 1"] | None,
-    sigma: float, seed: int,
-) -> Restoration:
-    """The restoration by a method of RESTORERS, or by "auto", the referee's average of those that suit the measurement.
+def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w 1"] | None) -> Restore:
+    """The restorer of a name of RESTORERS, or of "auto": the referee's average of those that suit the measurement.
 
-    Raises UserError where the method cannot take the measurement, or the referee cannot judge it: without noise and
-    without missing pixels nothing can be kept back that would tell more than what was measured.
+    Raises UserError where the referee cannot judge: without noise and without missing pixels (0 in `known`) nothing can
+    be kept back that would tell more than what was measured.
     """
-    channels, key = y.shape[-1], jax.random.key(seed)
-    measurement = Measurement(jnp.asarray(y), operator, Gaussian(sigma))
+    channels = measurement.y.shape[-1]
     if method != "auto":
-        return RESTORERS[method](channels)(measurement, key)
+        return RESTORERS[method](channels)
     if known is not None:
-        return stacked(_of(FILLERS, channels), split=splitting.split_pixels(jnp.asarray(known)))(measurement, key)
-    if operator != operators.identity or sigma < EXACT:
+        return stacked(_of(FILLERS, channels), split=splitting.split_pixels(known))
+    if measurement.operator != operators.identity or float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
                         f"choose one of {', '.join(RESTORERS)}")
-    return stacked(_of(DENOISERS, channels))(measurement, key)
+    return stacked(_of(DENOISERS, channels))
 
 
 def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:

@@ -132,6 +132,8 @@ class StagedRun:
     """Go on with the staged fit in --workdir, as it was configured."""
 
 
+MEASURING = ("image", "clean", "task", "sigma", "peak", "mask", "keep", "factor", "blur", "size", "crop", "seed")
+"""Fields of DipConfig that say what is measured; the others say how a deep image prior is fitted to it."""
 CROSS_FITTED = 128 * 128  # most pixels, of all pictures of a run, that are cross-fitted by default
 CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1000, "patience": 300}
 

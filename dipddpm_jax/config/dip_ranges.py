@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dipddpm_jax.config.dip import Config, DipConfig, DipRun, StagedConfig, load_dip_config
+from dipddpm_jax.config.dip import MEASURING, Config, DipConfig, DipRun, StagedConfig, load_dip_config
 from dipddpm_jax.config.saved import differences
 from dipddpm_jax.errors import UserError, closest
 
@@ -112,6 +112,13 @@ def refuse_idle(config: DipConfig | StagedConfig, argv: Sequence[str]) -> None:
     for option, why in idle_options(config).items():
         if option in typed:
             raise UserError(f"{option} does nothing here: {why}; leave it out")
+
+
+def refuse_fitting(method: str, argv: Sequence[str]) -> None:
+    """Raises UserError for an option of fitting that was typed beside a method that fits no deep image prior."""
+    taken = {f"--{name}" for name in (*MEASURING, "workdir", "method")}
+    if others := sorted(typed_options(argv) - taken):
+        raise UserError(f"--method {method} does not take {', '.join(others)}: those are for --method dip")
 
 
 def check_resumed(old: DipConfig | StagedConfig, asked: DipConfig | StagedConfig, workdir: Path) -> None:

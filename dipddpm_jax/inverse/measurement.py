@@ -23,6 +23,7 @@ class Cost(NamedTuple):
     calls: int = 0  # evaluations of a trained network on the whole picture
     steps: int = 0  # updates of an untrained one
     error: float | None = None  # estimated mean squared error, where the method has an estimate
+    weights: dict[str, float] | None = None  # of an average's parts, by name
 
 
 class Restoration(NamedTuple):

@@ -86,7 +86,7 @@ def stacked(restorers: Mapping[str, Restore], draws: int = 1, split: Split = spl
                 found = one(measurement, jax.random.fold_in(run_key, i))
                 picture = picture + jnp.asarray(choice.weights[name], found.picture.dtype) * found.picture
                 steps, calls = steps + found.evidence.steps, calls + found.evidence.calls
-        return Restoration(picture, None, Cost(calls, steps, choice.stack_error))
+        return Restoration(picture, None, Cost(calls, steps, choice.stack_error, choice.weights))
 
     return restore
 
