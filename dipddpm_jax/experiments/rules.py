@@ -77,9 +77,10 @@ class RunEvidence:
 
 def _t_below(values: np.ndarray, bound: float) -> float:
     """P-value of "the mean is at most `bound`"; by the sign test where all values are equal."""
-    n, sd = len(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+    n = len(values)
     if n < 2 or not np.isfinite(values).all():
         return 1.0
+    sd = np.std(values, ddof=1)
     if sd <= 1e-12 * max(1.0, np.max(np.abs(values))):
         return _sign_below(values, bound)
     return float(special.stdtr(n - 1, (bound - np.mean(values)) / (sd / math.sqrt(n))))

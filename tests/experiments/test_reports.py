@@ -75,7 +75,8 @@ def test_together_gives_what_each_alone_gives(name, table, tmp_path, monkeypatch
     table, size = report.tables[table], report.sizes["smoke"]
     how = table.measure
     first = table.rows[1].setting
-    other = next((row.setting for row in table.rows[2:] if how.program(row.setting) == how.program(first)), first)
+    alike = [row.setting for row in table.rows[2:] if how.program(row.setting) == how.program(first)]
+    other = alike[2 * (name == "000")] if alike else first  # of 000 one whose chain is the same program, too
     together = how.measure([first, other], size, [0, 1])
     for setting, seed, found in zip((first, other), (0, 1), together):
         alone = how.measure([setting], size, [seed])[0]
