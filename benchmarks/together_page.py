@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
-DIFFUSION = ("one step", "truncated, ancestral", "truncated, 6 times the chains", "PiGDM, matched")
+DIFFUSION = ("one step", "truncated, ancestral", "truncated, 12 times the chains", "PiGDM, matched")
 UNIONS = {  # row: what of it there would be without a diffusion prior
     "start: non-local means, rule": "non-local means",
     "start: non-local means, oracle": "non-local means",
@@ -61,16 +61,18 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
 
 def gain(lines: list[dict[str, Any]], union: str) -> str | None:
     """PSNR of a union of two less that of the better of its parts, the one whose mean is higher in these very lines;
-    None where no line of the union has its parts beside it. The lines are those of one set, task and denoiser."""
+    None where no line of the union has its parts beside it. The lines are those of one set, task and denoiser. A way to
+    restore by diffusion alone counts as a part if it has every picture that the union has."""
     where = {}
     for line in lines:
         where.setdefault(line["method"], {})[line["picture"], line["seed"]] = line
-    parts = [where[part] for part in (UNIONS[union], *DIFFUSION) if part in where]
-    if union not in where or UNIONS[union] not in where or len(parts) < 2:
+    fit = where.get(UNIONS[union], {})
+    common = [place for place in where.get(union, {}) if place in fit and any(
+        place in where.get(name, {}) for name in DIFFUSION)]
+    alone = [where[name] for name in DIFFUSION if name in where and all(place in where[name] for place in common)]
+    if not common or not alone:
         return None
-    common = [place for place in where[union] if all(place in part for part in parts)]
-    if not common:
-        return None
+    parts = [fit, *alone]
     best = max(parts, key=lambda part: np.mean([part[place]["psnr"] for place in common]))
     name = best[common[0]]["method"]
     differences = by_picture([(where[union][place], where[union][place]["psnr"] - best[place]["psnr"])

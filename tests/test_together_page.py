@@ -27,6 +27,8 @@ def test_a_union_is_compared_with_its_better_part_picture_by_picture():
 def test_pictures_without_one_of_the_parts_do_not_count():
     made = both([21.0, 23.0], [20.0, 21.0], [19.0])
     assert gain(made, "start: cross-fit, rule") == "1.00 (cross-fit; n = 1)"
+    made += lines(**{"one step": [22.0, 22.0, 22.0]})  # a part with all pictures, beside one with fewer
+    assert gain(made, "start: cross-fit, rule") == "0.00 ± 12.71 (one step; n = 2)"
     assert gain([line for line in made if line["method"] != "cross-fit"], "start: cross-fit, rule") is None
 
 
