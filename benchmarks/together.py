@@ -36,6 +36,8 @@ from dipddpm_jax.judging.metrics import clipped_psnr  # noqa: E402
 from dipddpm_jax.pretrained import PRIORS  # noqa: E402
 
 RESULTS = REPO / "docs" / "results"
+SHOWN = ("cross-fit", None, "half cross-fit, half diffusion", "start: cross-fit, rule", "guided start: cross-fit, rule")
+"""Columns of the second picture; None is diffusion alone."""
 KEPT = REPO / "runs" / "together"  # cross-fits, which other denoisers' rows need too
 
 
@@ -187,26 +189,49 @@ def _exact(given: exact.Inference, samples: int, measurement: Measurement, key) 
     return Restoration(found.mean, found.deviation, samples=drawn)
 
 
+def clipped_grid(rows: list, path: Path) -> None:
+    """Rows of pictures in [0, 1], of equal length; measurements of fewer pixels are made larger."""
+    def whole(picture):
+        picture = np.clip(np.asarray(picture), 0, 1)
+        scale = SIDE // len(picture)
+        return np.repeat(np.repeat(picture, scale, 0), scale, 1)
+
+    pictures = np.stack([whole(picture) for row in rows for picture in row])
+    plots.save_grid(np.round(255 * pictures).astype(np.uint8), path, len(rows[0]))
+
+
 def show(c: Study, path: Path) -> None:
     """A picture: for each task the truth, the measurement, the exact posterior mean, and what three methods make."""
     digits = data.load("mnist5k", "train").images.astype(np.float32) / 255
     mixture = exact.Mixture(jnp.asarray(digits), c.deviation)
-    _, prior = denoiser(Asked(), mixture)
+    _, prior = denoiser(Asked(study=c), mixture)
     truth = truths("held-out", 3, mixture)[2]
     every, rows = methods(prior, c), []
     for name, task in tasks().items():
         if name in ("denoise 15", "denoise 25"):
             continue
         measurement = measure(task, truth, 2, 0)
-        bound = exact.exact_posterior(mixture)(measurement, jax.random.key(0))
-        y = np.asarray(measurement.y)
-        scale = SIDE // y.shape[0]
-        row = [truth, np.repeat(np.repeat(y, scale, 0), scale, 1), bound.picture]
+        row = [truth, measurement.y, exact.exact_posterior(mixture)(measurement, jax.random.key(0)).picture]
         for method in ("decoupled, matched", "PiGDM", "DiffPIR"):
             found = every[method]()(measurement, jax.random.key(1))
             row += [found.picture, found.samples[0]]
-        rows += [np.clip(np.asarray(picture), 0, 1) for picture in row]
-    plots.save_grid(np.round(255 * np.stack(rows)).astype(np.uint8), path, 9)
+        rows.append(row)
+    clipped_grid(rows, path)
+
+
+def show_unions(c: Study, path: Path) -> None:
+    """A picture of a turned digit, with the trained network: for some tasks the truth, the measurement, and SHOWN."""
+    digits = data.load("mnist5k", "train").images.astype(np.float32) / 255
+    mixture = exact.Mixture(jnp.asarray(digits), c.deviation)
+    _, prior = denoiser(Asked(prior="digits", study=c), mixture)
+    every = methods(prior, c) | together(prior, c, Shared(KEPT))
+    truth, rows = truths("turned", 3, mixture)[2], []
+    for name in ("denoise 25", "denoise 50", "inpaint box", "x4"):
+        measurement = measure(tasks()[name], truth, 2, 0)
+        diffusion = "truncated, ancestral" if name.startswith("denoise") else "PiGDM, matched"
+        rows.append([truth, measurement.y, *(every[diffusion if method is None else method]()(
+            measurement, jax.random.key(1)).picture for method in SHOWN)])
+    clipped_grid(rows, path)
 
 
 def main() -> None:
@@ -215,7 +240,9 @@ def main() -> None:
     file = RESULTS / "together.jsonl"
     compute(asked, file)
     if not (RESULTS / "together.png").exists():
-        show(asked.study, RESULTS / "together.png")
+        show(Study(), RESULTS / "together.png")
+    if not (RESULTS / "together_turned.png").exists():
+        show_unions(Study(calls=20), RESULTS / "together_turned.png")
     together_page.write(records.read_lines(file), RESULTS / "together.md")
 
 

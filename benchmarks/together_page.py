@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
-DIFFUSION = ("one step", "truncated, ancestral", "truncated, 12 times the chains", "PiGDM, matched")
+DIFFUSION = ("one step", "truncated, ancestral", "truncated, 12 times the chains", "PiGDM, matched",
+             "PiGDM, matched, 3 times the chains")
 UNIONS = {  # row: what of it there would be without a diffusion prior
     "start: non-local means, rule": "non-local means",
     "start: non-local means, oracle": "non-local means",
@@ -14,6 +15,7 @@ UNIONS = {  # row: what of it there would be without a diffusion prior
     "guided start: cross-fit, rule": "cross-fit",
     "guided start: cross-fit, oracle": "cross-fit",
     "half cross-fit, half diffusion": "cross-fit",
+    "half cross-fit, half PiGDM": "cross-fit",
     "referee: cross-fit and diffusion": "cross-fit",
     "guided fit": "cross-fit",
 }
