@@ -107,13 +107,21 @@ def start_fold_fits(
     shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
     variance = jnp.broadcast_to(measurement.noise.variance(measurement.y), measurement.y.shape)
     sigma = jnp.sqrt(jnp.maximum(jnp.mean(variance, where=jnp.broadcast_to(known, variance.shape) != 0), 0))
+    return _start_all(fit, shape[:2], measurement.y, known, sigma, parts, key)
 
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _start_all(
+    fit: Dip, size: tuple[int, int], y: Float[Array, "..."], known: Float[Array, "..."], sigma: Float[Array, ""],
+    parts: Float[Array, "folds h w 1"], key: Key[Array, ""],
+) -> tuple[DipProblem, DipState]:
+    """One program for all pictures of a size: what was measured is data, not a part of it."""
     def start(part, place):
         code_key, fit_key = jax.random.split(jax.random.fold_in(key, 1 + place))
-        problem = DipProblem(noise_code(code_key, *shape[:2]), measurement.y, known=known, held_out=part, sigma=sigma)
+        problem = DipProblem(noise_code(code_key, *size), y, known=known, held_out=part, sigma=sigma)
         return problem, fit.init(problem, fit_key)
 
-    return jax.jit(jax.vmap(start))(parts, jnp.arange(len(parts)))
+    return jax.vmap(start)(parts, jnp.arange(len(parts)))
 
 
 def run_fits(fit: Dip, problems: DipProblem, states: DipState, num_steps: int) -> DipState:

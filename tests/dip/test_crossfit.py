@@ -141,3 +141,15 @@ def test_pixels_of_a_smaller_measurement_are_held_out_and_photons_have_their_var
     assert result.picture.shape == (SIDE, SIDE, 1) and jnp.mean(jnp.square(result.picture - scene())) < 0.01
     error = float(jnp.mean(jnp.square(operator(result.picture) - operator(scene()))))
     assert abs(result.evidence.error - error) < 3 * 0.5 / 400 * np.sqrt(2 / (SIDE / 2) ** 2)
+
+
+def test_the_second_picture_of_a_size_compiles_nothing():
+    """What was measured is an argument of the program that starts the fits, not a constant in it."""
+    known, programs = jnp.ones((SIDE, SIDE, 1)), []
+    parts = fold_masks(jax.random.key(0), known, 4)
+    for i in range(2):
+        measurement = Measurement(scene() + 0.1 * i, operators.identity, Gaussian(0.1 + 0.1 * i))
+        problems, _ = crossfit.start_fold_fits(FIT, measurement, known, parts, jax.random.key(i))
+        np.testing.assert_array_equal(problems.measurement[3], measurement.y)
+        programs.append(crossfit._start_all._cache_size())
+    assert programs[0] == programs[1] > 0
