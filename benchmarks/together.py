@@ -36,8 +36,8 @@ from dipddpm_jax.judging.metrics import clipped_psnr  # noqa: E402
 from dipddpm_jax.pretrained import PRIORS  # noqa: E402
 
 RESULTS = REPO / "docs" / "results"
-SHOWN = ("cross-fit", None, "half cross-fit, half diffusion", "start: cross-fit, rule", "guided start: cross-fit, rule")
-"""Columns of the second picture; None is diffusion alone."""
+SHOWN = ("non-local means", "cross-fit", "truncated, ancestral", "PiGDM, matched", "half cross-fit, half PiGDM",
+         "start: non-local means, rule", "start: cross-fit, rule")  # columns of the second picture
 KEPT = REPO / "runs" / "together"  # cross-fits, which other denoisers' rows need too
 
 
@@ -220,17 +220,16 @@ def show(c: Study, path: Path) -> None:
 
 
 def show_unions(c: Study, path: Path) -> None:
-    """A picture of a turned digit, with the trained network: for some tasks the truth, the measurement, and SHOWN."""
+    """A turned digit denoised with the trained network: the truth, the measurement, and SHOWN."""
     digits = data.load("mnist5k", "train").images.astype(np.float32) / 255
     mixture = exact.Mixture(jnp.asarray(digits), c.deviation)
     _, prior = denoiser(Asked(prior="digits", study=c), mixture)
     every = methods(prior, c) | together(prior, c, Shared(KEPT))
     truth, rows = truths("turned", 3, mixture)[2], []
-    for name in ("denoise 25", "denoise 50", "inpaint box", "x4"):
+    for name in ("denoise 25", "denoise 50"):
         measurement = measure(tasks()[name], truth, 2, 0)
-        diffusion = "truncated, ancestral" if name.startswith("denoise") else "PiGDM, matched"
-        rows.append([truth, measurement.y, *(every[diffusion if method is None else method]()(
-            measurement, jax.random.key(1)).picture for method in SHOWN)])
+        rows.append([truth, measurement.y, *(every[method]()(measurement, jax.random.key(1)).picture
+                                             for method in SHOWN)])
     clipped_grid(rows, path)
 
 
