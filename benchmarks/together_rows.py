@@ -140,7 +140,7 @@ class Shared:
 
 def _write(path: Path, found: Restoration, seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, picture=np.asarray(found.picture), cost=np.array(found.evidence, np.float64), seconds=seconds)
+    np.savez(path, picture=np.asarray(found.picture), cost=np.array(found.evidence[:3], np.float64), seconds=seconds)
 
 
 def _read(path: Path) -> tuple[Restoration, float]:

@@ -49,7 +49,7 @@ def a_fit(
                penalty=total_variation(weight))
 
 
-def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_steps: int = 1000) -> Restore:
+def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_steps: int = 1500) -> Restore:
     """A restorer: the mean of `folds` fits, each stopped by the held-out rule on its own part of the known pixels.
 
     `fits(channels)` makes the fit, by default `a_fit` with a small hourglass. The restoration's `spread` is the
@@ -69,7 +69,7 @@ def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_
     return restore
 
 
-def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_steps: int = 1000) -> Restore:
+def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_steps: int = 1500) -> Restore:
     """A restorer at the cost of two fits: one that holds out one of `share` parts says when to stop, and a second one
     with the same weights and code, which sees all known pixels, is stopped at that step. `evidence.error` is that of
     the first fit where it is blind, an upper bound in expectation."""
