@@ -70,7 +70,7 @@ class DipConfig:
     folds: int = 1
     """Cross-fitting: so many fits of each picture, each blind to another part of its pixels and stopped by it. Their
     mean is restored, and its error estimated, without the clean picture. Costs as many times one fit. To denoise up to
-    128x128 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
+    64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
     300, but for those of them that are given."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
@@ -134,7 +134,7 @@ class StagedRun:
 
 MEASURING = ("image", "clean", "task", "sigma", "peak", "mask", "keep", "factor", "blur", "size", "crop", "seed")
 """Fields of DipConfig that say what is measured; the others say how a deep image prior is fitted to it."""
-CROSS_FITTED = 128 * 128  # most pixels, of all pictures of a run, that are cross-fitted by default
+CROSS_FITTED = 64 * 64  # most pixels, of all pictures of a run, that are cross-fitted by default: what was measured
 CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1500, "patience": 300}
 
 

@@ -116,7 +116,7 @@ def test_one_fold_is_the_fit_of_before(clean):
 
 
 def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_path):
-    few, many = 128 * 128, 129 * 128
+    few, many = 64 * 64, 65 * 64
     assert recommended(DipConfig(), (), few) == DipConfig(**CROSS_FIT)
     assert recommended(DipConfig(network="conv"), ("network", "image"), few) == DipConfig(
         **{**CROSS_FIT, "network": "conv"})
