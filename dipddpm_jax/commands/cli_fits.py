@@ -21,7 +21,8 @@ class DipCommand:
     method: Literal["dip", "auto", "cross-fit", "self-diffusion", "pixel-pairs", "non-local-means", "total-variation",
                     "wavelets"] = "dip"
     """dip: what the other options describe. auto: an average of several, weighed by a referee that hides part of the
-    measurement from them. The others alone; all but dip take only options that say what is restored."""
+    measurement from them. The others alone; all but dip take only options that say what is restored, and write into
+    runs/restored-NUMBER unless --workdir is given."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dipddpm_jax import devices
 from dipddpm_jax.commands.measurements import load_measurements
-from dipddpm_jax.commands.restored import measurement_of, restore_and_write
+from dipddpm_jax.commands.restoration_files import measurement_of, restore_and_write
 from dipddpm_jax.commands.restorers import restorer_for
 from dipddpm_jax.config.dip import MEASURING, DipConfig
 from dipddpm_jax.inverse.measurement import Restore
@@ -16,7 +16,7 @@ from dipddpm_jax.inverse.measurement import Restore
 def restore_by_method(method: str, config: DipConfig, out: Path | None, argv: list[str]) -> str:
     """Restores the pictures of a configuration by a restorer of that name; returns what to tell the user.
 
-    Raises UserError as `restored.restore_and_write` and `restorers.restorer_for` do.
+    Raises UserError as `restoration_files.restore_and_write` and `restorers.restorer_for` do.
     """
     devices.set_up()
     given = load_measurements(config)

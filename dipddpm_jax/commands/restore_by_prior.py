@@ -11,7 +11,7 @@ from flax.errors import FlaxError
 
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.commands.model import Model
-from dipddpm_jax.commands.restored import restore_and_write
+from dipddpm_jax.commands.restoration_files import restore_and_write
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.restore_by_prior import PRIOR_METHODS, RestoreOptions, chosen_method
 from dipddpm_jax.config.saved import RESTORED

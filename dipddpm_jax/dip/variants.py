@@ -20,7 +20,7 @@ from dipddpm_jax.types import Image
 
 Penalty = Callable[[Image, DipProblem], Scalar]  # (output, problem with the present code) -> what is added to the loss
 TV_BY_NOISE = 0.4  # weight of DIP-TV by the noise's standard deviation; chosen on photographs, sigma 15 to 50 of 255
-TV_AT_LEAST = 0.002
+TV_AT_LEAST = 0.002  # weight where there is hardly any noise; not tuned
 
 
 def no_penalty(output: Image, problem: DipProblem) -> Scalar:

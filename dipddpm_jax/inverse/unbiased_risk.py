@@ -16,14 +16,17 @@ def with_risk(restore: Restore) -> Restore:
     is the mean squared error under Gaussian noise (Stein 1981).
 
     The divergence is b . (r(y + h b) - r(y)) / h for one b of random signs (Ramani, Blu and Unser 2008): one more
-    restoration, with the same key. Raises UserError unless the picture itself was measured, with Gaussian noise.
+    restoration, with the same key. Raises UserError unless the picture itself was measured, with Gaussian noise, and
+    for a noise of 0.
     """
     def judged(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         y, operator, noise = measurement
         if operator != identity:
             raise UserError("Stein's estimate of the error is for denoising: the picture itself must be measured")
-        sigma = gaussian_sigma(noise)
-        step = NUDGE * float(sigma)
+        sigma = float(gaussian_sigma(noise))
+        if sigma <= 0:
+            raise UserError("Stein's estimate of the error needs noise: without any the divergence weighs nothing")
+        step = NUDGE * sigma
         signs = jax.random.rademacher(jax.random.fold_in(key, 1), y.shape, y.dtype)
         found = restore(measurement, key)
         nudged = restore(measurement._replace(y=y + step * signs), key).picture

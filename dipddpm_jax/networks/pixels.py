@@ -81,7 +81,7 @@ def _precise_sum(x: Array, *, axes: tuple[int, ...]) -> Array:
     if x.size >= LARGE:
         with jax.enable_x64(True):
             return _sum_in_float64(x, axes).astype(jnp.float32)
-    if math.prod(x.shape[axes[-1] + 1 :]) > 1 or len(axes) < 3:
+    if _by_rows(x, axes):
         return _in_pairs(x, axes[-1], ROUNDS).sum(axes)
     row = _in_pairs(x, axes[-2], ROUNDS).sum(axes[:-1])
     return _in_pairs(row, axes[0], row.size).sum(axes[0])
@@ -103,8 +103,13 @@ def _precise_rest(x: Array, mean: Array, *, axes: tuple[int, ...]) -> Array:
 
 def _sum_in_float64(x: Array, axes: tuple[int, ...]) -> Array:
     """The float64 sum of short float32 sums; for use where float64 is enabled."""
-    many_channels = math.prod(x.shape[axes[-1] + 1 :]) > 1
-    return _in_pairs(x, axes[-1] if many_channels else axes[-2], FIRST_ROUNDS).astype(jnp.float64).sum(axes)
+    axis = axes[-1] if _by_rows(x, axes) else axes[-2]
+    return _in_pairs(x, axis, FIRST_ROUNDS).astype(jnp.float64).sum(axes)
+
+
+def _by_rows(x: Array, axes: tuple[int, ...]) -> bool:
+    """Whether halves of rows are added to each other: of several channels, and where columns would be pictures."""
+    return math.prod(x.shape[axes[-1] + 1 :]) > 1 or len(axes) < 3
 
 
 def _in_pairs(x: Array, axis: int, rounds: int) -> Array:

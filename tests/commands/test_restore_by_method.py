@@ -9,7 +9,7 @@ import pytest
 from dipddpm_jax import classical
 from dipddpm_jax.commands import cli_fits, restorers
 from dipddpm_jax.commands.measurements import load_measurements
-from dipddpm_jax.commands.restored import measurement_of
+from dipddpm_jax.commands.restoration_files import measurement_of
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.inverse.measurement import Cost, Restoration
 from dipddpm_jax.inverse.noises import Poisson

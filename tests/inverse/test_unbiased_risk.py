@@ -35,6 +35,7 @@ def test_the_estimate_is_the_error_of_a_shrinkage(gain):
 
 
 def test_it_is_for_gaussian_noise_on_the_picture_itself():
-    for operator, noise in ((operators.masked(jnp.ones((SIDE, SIDE, 1))), None), (operators.identity, Poisson(30.0))):
+    for operator, noise in ((operators.masked(jnp.ones((SIDE, SIDE, 1))), None), (operators.identity, Poisson(30.0)),
+                            (operators.identity, Gaussian(0.0))):
         with pytest.raises(UserError):
             with_risk(shrink(0.5))(noisy(operator, noise)[1], jax.random.key(2))
