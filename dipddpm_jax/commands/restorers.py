@@ -1,5 +1,6 @@
 """The restorers that `dipddpm_jax.restore` and `train.py dip --method` know by name, besides the deep image prior that
 their options describe."""
+import functools
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
     """
     channels = measurement.y.shape[-1]
     if method != "auto":
-        return RESTORERS[method](channels)
+        return _made(RESTORERS[method], channels)
     if known is not None:
         return stacked(_of(FILLERS, channels), split=splitting.split_pixels(known))
     if measurement.operator != operators.identity or float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
@@ -59,4 +60,10 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
 
 
 def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:
-    return {name: RESTORERS[name](channels) for name in names}
+    return {name: _made(RESTORERS[name], channels) for name in names}
+
+
+@functools.lru_cache
+def _made(maker: Callable[[int], Restore], channels: int) -> Restore:
+    """One restorer for all pictures: another one would be compiled anew."""
+    return maker(channels)

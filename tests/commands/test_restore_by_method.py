@@ -20,6 +20,13 @@ def test_the_command_line_knows_every_restorer():
     assert named == ("dip", "auto", *restorers.RESTORERS)
 
 
+def test_pictures_share_a_restorer_and_so_its_compiled_program():
+    config = DipConfig(image="camera", size=32)
+    measurement = measurement_of(load_measurements(config), 0, config)
+    first, second = (restorers.restorer_for("cross-fit", measurement, None) for _ in range(2))
+    assert first is second
+
+
 def test_what_is_written_is_what_the_restorer_made(tmp_path, capsys):
     words = ["--image", "camera", "--size", "32", "--peak", "60", "--method", "non-local-means"]
     cli_fits.dip_main([*words, "--workdir", str(tmp_path / "run")])
