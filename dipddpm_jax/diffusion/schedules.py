@@ -42,9 +42,10 @@ def from_betas(betas: Float[np.ndarray, "steps"]) -> NoiseSchedule:
 
     Raises ValueError unless every beta lies in (0, 1).
     """
-    if not len(betas) or not np.all((np.float64(betas) > 0) & (np.float64(betas) < 1)):
+    betas = np.asarray(betas, np.float64)
+    if not len(betas) or not np.all((betas > 0) & (betas < 1)):
         raise ValueError(f"every beta must lie strictly between 0 and 1; got {np.min(betas)} .. {np.max(betas)}")
-    return NoiseSchedule(np.concatenate([[1.0], np.cumprod(1 - np.float64(betas))]), np.float64(betas))
+    return NoiseSchedule(np.concatenate([[1.0], np.cumprod(1 - betas)]), betas)
 
 
 def from_betas_at_zero(betas: Float[np.ndarray, "levels"]) -> NoiseSchedule:
@@ -53,7 +54,7 @@ def from_betas_at_zero(betas: Float[np.ndarray, "levels"]) -> NoiseSchedule:
     betas[0] is part of every alpha_bar although no transition adds it, so the last one (from 1 to 0) undoes betas[1]
     only. Raises ValueError as `from_betas` does.
     """
-    return NoiseSchedule(np.concatenate([[1.0], from_betas(betas).alpha_bars[2:]]), np.float64(betas[1:]))
+    return NoiseSchedule(np.concatenate([[1.0], from_betas(betas).alpha_bars[2:]]), np.asarray(betas[1:], np.float64))
 
 
 def linear_at_zero(num_steps: int, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:
