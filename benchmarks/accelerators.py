@@ -111,17 +111,26 @@ def page(found: list[dict[str, Any]]) -> str:
             "(`tests/devices/test_accelerators.py`): the chips exchange the gradient's sum and nothing else, each "
             "computes its share of a batch, and every program lowers for NVIDIA GPUs too. For a GPU, "
             "`benchmarks/gpu.sh` is prepared: one command of at most eight minutes, which `--rehearse` runs here.", "",
-            f"({'; '.join(origins)})"]
+            *rehearsal(), f"({'; '.join(origins)})"]
     return "\n".join(text) + "\n"
+
+
+def rehearsal() -> list[str]:
+    """What the last rehearsal of the GPU run said of its parts."""
+    log = REPO / "docs" / "results" / "gpu_rehearsal.txt"
+    return ["```", *log.read_text().splitlines(), "```", ""] if log.is_file() else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", default=[""], help="only rows whose names hold one of these")
+    parser.add_argument("--rows", nargs="*", default=[""], help="only rows whose names hold one of these; none: the "
+                        "page anew from the lines that are there")
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "results")
     args = parser.parse_args()
     lines, known = args.out / "accelerators.jsonl", rows()
     args.out.mkdir(parents=True, exist_ok=True)
+    if not args.rows:
+        (args.out / "accelerators.md").write_text(page(records.read_lines(lines)))
     for name, build in known.items():
         if any(part in name for part in args.rows):
             new = measure(name, build)

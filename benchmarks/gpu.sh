@@ -3,7 +3,8 @@
 #
 #     benchmarks/gpu.sh --carry      once, where there is internet: the small packages that a bare machine lacks, as wheels
 #     benchmarks/gpu.sh              on the machine with the GPU: results in $OUT (default runs/gpu)
-#     benchmarks/gpu.sh --rehearse   the same on a CPU with small sizes: does every part run?
+#     benchmarks/gpu.sh --rehearse   the same on a CPU with small sizes: does every part run? ($OUT/parts.txt of the last
+#                                    rehearsal is docs/results/gpu_rehearsal.txt)
 #
 # The machine has Python, jax, flax, optax, orbax, torch and scikit-image, and needs no internet. Every part has its own
 # time limit and writes its own files, so that a cut leaves what came before (PARTS="card smoke" runs only those):
@@ -90,8 +91,14 @@ speed() { # FOLDER JOBS... : rows of the speed table
 export -f card smoke speed
 export PYTHON small
 
-[ -n "$small" ] && echo "rehearsal on a CPU, small sizes: no figure of it means anything"
-rm -f "$OUT/parts.txt"
+"$PYTHON" - "$small" >"$OUT/parts.txt" <<'PROGRAM'
+import datetime, platform, sys
+import jax, torch
+kind = "rehearsal on a CPU, small sizes: no figure of it means anything" if sys.argv[1] else jax.devices()[0].device_kind
+print(f"# {kind}; {datetime.date.today()}, Python {platform.python_version()}, jax {jax.__version__}, "
+      f"torch {torch.__version__}")
+PROGRAM
+head -1 "$OUT/parts.txt"
 part card 20 bash -c card
 part parity 80 env JAX_DEFAULT_MATMUL_PRECISION=highest NVIDIA_TF32_OVERRIDE=0 "$PYTHON" -m pytest -q \
   -p no:cacheprovider -p no:xdist -o addopts=--import-mode=importlib \
@@ -104,4 +111,4 @@ part tf32 35 bash -c 'speed tf32 --jobs 1 --tf32 --no-compile'
 part large 25 bash -c 'speed speed --jobs 7 --rows ancestral'
 [ -n "$small" ] || part digits 40 "$PYTHON" train.py --workdir "$OUT/digits" --sample-every 0
 cat "$OUT/parts.txt"
-! grep -qv "status 0," "$OUT/parts.txt"
+! grep -v "^#" "$OUT/parts.txt" | grep -qv "status 0,"

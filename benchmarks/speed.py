@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +21,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.cases import DEVICE, JOBS, REPOSITORY, Case, How, finish
+from benchmarks.cases import DEVICE, JOBS, Case, How, finish
+from benchmarks.speed_page import Timing, row, write
 from dipddpm_jax import records
 from dipddpm_jax.convolution.cost import cores
 from dipddpm_jax.environment import set_flags
-
-RESULTS = REPOSITORY / "docs" / "results"
-
-
-class Timing(NamedTuple):
-    """Seconds an iteration; `first` is all seconds until the first run has ended, compilation included."""
-
-    median: float
-    first: float
-    peak_mb: float
-    flops: float  # of an iteration, as PyTorch counts them; 0 when unknown
 
 
 def resident_mb(field: str) -> float:
@@ -113,64 +102,6 @@ def matmul_peak(clock: Callable[[], float], size: int = 2048) -> dict[str, float
     case = Case("matmul", 1, {"JAX": lambda: lambda: jax.block_until_ready(product(ours, ours)),
                               "PyTorch": lambda: torch_product})
     return {name: 2e-9 * size**3 / timing.median for name, timing in race(case, 5, clock)[0].items()}
-
-
-def row(r: dict) -> list[str]:
-    """The lines of one job; the job's name stands in the first."""
-    timings = {name: Timing(**t) for name, t in r["timings"].items()}
-    best = min((t.median for name, t in timings.items() if name.startswith("PyTorch")), default=float("nan"))
-    rows = []
-    for name, t in timings.items():
-        ratio = f"{best / t.median:.2f}" if np.isfinite(best) else ""
-        rate = f"{t.flops / t.median / 1e9:.0f}" if t.flops else ""
-        title = "" if rows else r["name"]
-        rows.append(f"| {title} | {name} | {1e3 * t.median:.3g} | {ratio} | {t.first:.1f} | {t.peak_mb:.0f} | {rate} |")
-    return rows
-
-
-def page(results: list[dict]) -> str:
-    """docs/results/speed.md."""
-    lines = ["# Speed beside PyTorch", "",
-             "Rebuilt, job by job, by `python benchmarks/speed.py --out docs/results`; every line also stands in "
-             "`speed.jsonl`. Float32 on both sides, which run the same work, interleaved in one process. Ratios are to "
-             "the best PyTorch of the same run: above 1, JAX is faster. First run: seconds with compilation. Peak "
-             "memory: resident above what was resident before. GFLOP/s: by PyTorch's count of the work, to be held "
-             "against a matrix product of 2048, measured in the same run.", ""]
-    for where in dict.fromkeys(r["where"] for r in results):
-        mine = [r for r in results if r["where"] == where]
-        products = "; ".join(dict.fromkeys(r["matmul"] for r in mine))
-        lines += [f"## {where}", "", f"Matrix product, GFLOP/s: {products}.", "",
-                  "| job | contender | ms an iteration | ratio to the best PyTorch | first run, s | peak memory, MB | "
-                  "GFLOP/s |", "|---|---|---|---|---|---|---|"]
-        lines += [line for r in mine for line in row(r)]
-        lines += [""] + [f"- {r['name']}: {name} did not run ({error})" for r in mine
-                         for name, error in r["failed"].items()] + [""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def short(results: list[dict]) -> str:
-    """The README's table: the fastest of each side; of ours, only what the commands use (threefry noise)."""
-    lines, wheres = ["| job | JAX, ms | PyTorch, ms | ratio |", "| --- | --- | --- | --- |"], {}
-    for r in results:
-        sides = {who: min((1e3 * t["median"] for name, t in r["timings"].items()
-                           if name.startswith(who) and "rbg" not in name), default=None) for who in ("JAX", "PyTorch")}
-        if all(sides.values()) and not r["name"].startswith("scaling"):
-            ours, theirs = sides.values()
-            wheres[r["where"]] = None
-            lines.append(f"| {r['name']} | {ours:.3g} | {theirs:.3g} | {theirs / ours:.2f} |")
-    return "\n".join([*lines, "", f"({'; '.join(wheres)})"])
-
-
-def write(results: list[dict], out: Path) -> None:
-    """speed.jsonl, speed.md, and the README's table if `out` is this repository's."""
-    out.mkdir(parents=True, exist_ok=True)
-    records.write_lines(out / "speed.jsonl", results)
-    (out / "speed.md").write_text(page(results))
-    readme = REPOSITORY / "README.md"
-    if out.resolve() == RESULTS and "<!-- speed -->" in readme.read_text():
-        before, _, rest = readme.read_text().partition("<!-- speed -->")
-        _, _, after = rest.partition("<!-- end of speed -->")
-        readme.write_text(f"{before}<!-- speed -->\n{short(results)}\n<!-- end of speed -->{after}")
 
 
 def main() -> None:
