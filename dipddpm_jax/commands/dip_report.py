@@ -12,6 +12,7 @@ from dipddpm_jax.commands.beside import means_beside
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.outcome import Outcome, decibels
 from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.data.arrays import write_restored
 from dipddpm_jax.data.pictures import read_picture, to_bytes, write_picture
 from dipddpm_jax.records import write_json
 
@@ -70,6 +71,7 @@ def write_pictures(workdir: Path, config: DipConfig, given: Measurements, result
         tiles = np.stack([to_bytes(enlarged(part, given.size).astype(np.float32)) for part in sheet.values()])
         plots.picture(plots.tile(tiles, len(tiles)), max(1, 256 // max(given.size))).save(folder / "comparison.png")
         rows.append(row)
+    write_restored(workdir, given.names, given.origins, [restored.mean(0) for restored in result.restored])
     return rows
 
 

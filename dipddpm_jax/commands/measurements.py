@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from dipddpm_jax.commands.sources import LEAST_SIDE, Pictures, Source, checksum, cut, read_pictures
 from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.data.arrays import Origin
 from dipddpm_jax.data.photographs import PHOTOGRAPHS
 from dipddpm_jax.data.pictures import known_pixels, square
 from dipddpm_jax.errors import UserError
@@ -26,6 +27,7 @@ class Measurements(NamedTuple):
     size: tuple[int, int]
     degraded: bool = False  # whether the measurement was made here, from the clean picture
     whites: tuple[float, ...] = ()  # the number in each file that is 1 here
+    origins: tuple[Origin | None, ...] = ()  # of files of numbers, which are written back as such
     checksums: dict[str, int] = {}  # of the pixels that an option named
     notes: tuple[str, ...] = ()  # what the user should know
 
@@ -95,7 +97,7 @@ def degraded(config: DipConfig, source: Source, checksums: dict[str, int]) -> Me
         measurements = measurements * known
     noise = np.sqrt(clean.mean((1, 2, 3)) / config.peak) if config.peak else np.full(len(clean), sigma / 255)
     return Measurements(source.names, measurements, clean, known, noise.astype(np.float32), size, True, source.whites,
-                        checksums, notes)
+                        source.origins, checksums, notes)
 
 
 def measured(config: DipConfig, source: Source, clean: Pictures | None, checksums: dict[str, int]) -> Measurements:
@@ -115,7 +117,7 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
     if known is not None:
         given = given * known
     return Measurements(source.names, given, clean, known, sigma.astype(np.float32), size, False, source.whites,
-                        checksums, source.notes + _noise_note(config, source))
+                        source.origins, checksums, source.notes + _noise_note(config, source))
 
 
 def _noise_note(config: DipConfig, source: Source) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dipddpm_jax.commands.measurements import Measurements, operator
 from dipddpm_jax.commands.outcome import decibels
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.data.arrays import write_restored
 from dipddpm_jax.data.pictures import to_bytes, write_picture
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text, writing
@@ -41,11 +42,13 @@ def restore_and_write(
     with claimed_workdir("restored", out) as workdir, writing(workdir):
         text = json.dumps(records.json_ready({**record, "read": given.checksums}), indent=2)
         write_text(workdir / "config.json", text + "\n")
-        rows = []
+        rows, restored = [], []
         for i in range(len(given.names)):
             measurement = measurement_of(given, i, config)
             found = restore_for(i)(measurement, jax.random.fold_in(jax.random.key(config.seed), i))
             rows.append(_write(workdir, given, i, found, measurement))
+            restored.append(np.asarray(found.picture))
+        write_restored(workdir, given.names, given.origins, restored)
         report = {**report, "pictures": rows, "notes": list(given.notes),
                   "seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": memory_peak(),
                   **records.provenance(config.seed, command)}

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from dipddpm_jax import memory
+from dipddpm_jax.data.arrays import ARRAYS, Origin
 from dipddpm_jax.data.folder import picture_files
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
-from dipddpm_jax.data.pictures import Picture, drop_equal_channels, read_float, same_white, square, to_bytes
+from dipddpm_jax.data.pictures import Picture, drop_equal_channels, read_pages, same_white, square, to_bytes
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.noise_level import estimate_sigma
 
@@ -25,6 +26,7 @@ class Source(NamedTuple):
     names: tuple[str, ...]
     pictures: Pictures
     whites: tuple[float, ...]  # the number in each file that is 1 here, as `data.pictures.write_picture` wants it
+    origins: tuple[Origin | None, ...]  # of files of numbers: what they were there
     checksum: int  # CRC-32 of the pixels
     notes: tuple[str, ...]  # what the user should know about how they were read
     noise_change: tuple[float, float] | None  # deviation of the first one's noise before and after it was resized
@@ -53,8 +55,9 @@ def read_pictures(source: str, size: int | None = None, crop: int | None = None,
     change = None
     if size is not None and size != min(read[0].values.shape[:2]):
         change = estimate_sigma(middle(read[0].values)), estimate_sigma(fitted[0])
-    whites = tuple(picture.white for picture in read)
-    return Source(names, pictures, whites, checksum(pictures), tuple(taken)[:5], change)
+    whites = tuple(1.0 if p.origin and p.origin.path.suffix.lower() in ARRAYS else p.white for p in read)
+    origins = tuple(p.origin and p.origin._replace(black=p.black, white=p.white) for p in read)
+    return Source(names, pictures, whites, origins, checksum(pictures), tuple(taken)[:5], change)
 
 
 def checksum(array: np.ndarray) -> int:
@@ -82,15 +85,18 @@ def _find(source: str) -> tuple[tuple[str, ...], list[Picture]]:
     if source in PHOTOGRAPHS and not path.exists():
         return (source,), [Picture(photograph(source).astype(np.float32) / 255, None, 255.0, "uint8")]
     if path.is_dir():
-        files = picture_files(path)
+        files = picture_files(path, ARRAYS)
         if not files:
             raise UserError(f"{path} holds no pictures")
-        return (tuple(f.with_suffix("").as_posix().replace("/", "_") for f in files),
-                same_white([read_float(path / f) for f in files]))
-    if path.is_file():
-        return (path.stem,), [read_float(path)]
-    raise UserError(f"{source}: no such file, folder, or photograph; {_closest(source, path)}photographs are "
-                    f"{', '.join(PHOTOGRAPHS)}")
+        pages = [(f.with_suffix("").as_posix().replace("/", "_"), read_pages(path / f)) for f in files]
+    elif path.is_file():
+        pages = [(path.stem, read_pages(path))]
+    else:
+        raise UserError(f"{source}: no such file, folder, or photograph; {_closest(source, path)}photographs are "
+                        f"{', '.join(PHOTOGRAPHS)}")
+    names = [name if len(found) == 1 else f"{name}_{i:0{len(str(len(found)))}d}"
+             for name, found in pages for i in range(1, len(found) + 1)]
+    return tuple(names), same_white([picture for _, found in pages for picture in found])
 
 
 def _closest(source: str, path: Path) -> str:

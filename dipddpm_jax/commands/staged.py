@@ -25,6 +25,7 @@ from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_
 from dipddpm_jax.commands.measurements import Measurements, load_measurements
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig, StagedConfig, StagedRun, load_dip_config, save_dip_config
+from dipddpm_jax.data.arrays import write_restored
 from dipddpm_jax.data.pictures import to_bytes, write_picture
 from dipddpm_jax.dip import study
 from dipddpm_jax.dip.batches import advance_one
@@ -175,6 +176,7 @@ def _report(
         shown = [[*pair, given.clean[0]] for pair in shown]
     write_json(report, workdir / "results.json")
     write_picture(workdir / "restored.png", np.float32(shown[-1][1]), given.whites[0])
+    write_restored(workdir, given.names, given.origins, [shown[-1][1]])
     sheet = np.stack([picture for row in shown for picture in row]).astype(np.float32)
     plots.picture(plots.tile(to_bytes(sheet), len(shown[0])), max(1, 256 // max(given.size))).save(
         workdir / "stages.png")

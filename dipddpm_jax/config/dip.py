@@ -18,8 +18,9 @@ class DipConfig:
     """A deep image prior: what is restored, and how."""
 
     image: str | None = None
-    """What to restore: a picture, a folder of pictures of one size, or the name of a photograph inside scikit-image
-    (astronaut, camera, coffee, ...), which is clean and is degraded first."""
+    """What to restore: a picture; a .npy, FITS or TIFF file of numbers, which is written back as such, too; a folder of
+    pictures of one size; or the name of a photograph inside scikit-image (astronaut, camera, coffee, ...), which is
+    clean and is degraded first."""
     clean: Path | None = None
     """The clean picture: with --image, to compare with afterwards; without, it is degraded and restored."""
     task: Literal["denoise", "inpaint", "superres", "deblur"] = "denoise"

@@ -29,14 +29,16 @@ class Stored(NamedTuple):
     white: int | None  # the number that stands for white, where the format says so
 
 
-def decode(path: Path) -> Stored:
-    """The picture in a file (the first, if it holds several). UserError names a damaged one."""
+def decode(path: Path, page: int = 0) -> Stored:
+    """The picture in a file (if it holds several, that of the page). UserError names a damaged one."""
     try:
         with Image.open(path) as image:
-            return _numbers(image, path)
+            if page:
+                image.seek(page)
+            return _numbers(image, path, page)
     except UnidentifiedImageError as error:
         if path.suffix.lower() in (".tif", ".tiff"):
-            return _by_tifffile(path)
+            return _by_tifffile(path, page)
         raise unreadable(path, error) from None
     except UNREADABLE as error:
         raise unreadable(path, error) from error
@@ -65,14 +67,14 @@ def _is_deep_ppm(image: Image.Image) -> bool:
         image.tile[0].args[1] > 255)
 
 
-def _numbers(image: Image.Image, path: Path) -> Stored:
+def _numbers(image: Image.Image, path: Path, page: int) -> Stored:
     raw = _raw_mode(image)
     hole = image.info.get("transparency")  # the one colour that is transparent
     if _is_deep_ppm(image):
         pixels = np.fromfile(path, ">u2", image.width * image.height * 3, offset=image.tile[0].offset)
         return Stored(pixels.reshape(image.height, image.width, 3).astype(np.uint16), None, image.tile[0].args[1])
     if image.mode in ("RGB", "RGBA") and raw[-4:] in OTHER_ORDER:
-        return _sixteen_bits(path, image.mode, raw, hole)
+        return _sixteen_bits(path, page, image.mode, raw, hole)
     upright = ImageOps.exif_transpose(image)
     if image.mode[0] == "I" or image.mode == "F":
         colour = np.asarray(upright)[..., None]
@@ -89,35 +91,39 @@ def _numbers(image: Image.Image, path: Path) -> Stored:
     return Stored(np.array(upright.convert("RGB")), None, 255)
 
 
-def _sixteen_bits(path: Path, mode: str, raw: str, hole: tuple[int, ...] | None) -> Stored:
+def _sixteen_bits(
+    path: Path, page: int, mode: str, raw: str, hole: tuple[int, ...] | None
+) -> Stored:
     """Two to four channels of 16 bits, from two readings."""
     if raw == "LA;16B":  # read as if its four bytes a pixel were four channels
-        bytes_ = _read_as(path, "RGBA").astype(np.uint16)
+        bytes_ = _read_as(path, page, "RGBA").astype(np.uint16)
         pixels = bytes_[..., ::2] * 256 + bytes_[..., 1::2]
     else:
-        high = np.asarray(_read_as(path, raw)).astype(np.uint16)
-        pixels = high * 256 + _read_as(path, raw[:-4] + OTHER_ORDER[raw[-4:]])
+        high = np.asarray(_read_as(path, page, raw)).astype(np.uint16)
+        pixels = high * 256 + _read_as(path, page, raw[:-4] + OTHER_ORDER[raw[-4:]])
     if mode == "RGBA":
         return Stored(pixels[..., :-1], pixels[..., -1:], None)
     alpha = None if hole is None else (pixels != np.array(hole)).any(-1, keepdims=True) * np.uint16(65535)
     return Stored(pixels, alpha, None)
 
 
-def _read_as(path: Path, raw: str) -> Shaped[np.ndarray, "h w c"]:
+def _read_as(path: Path, page: int, raw: str) -> Shaped[np.ndarray, "h w c"]:
     """The picture as Pillow reads it when told that its bytes are arranged as `raw`, a Pillow raw mode."""
     with Image.open(path) as image:
+        if page:
+            image.seek(page)
         image.tile = [tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
                       for tile in image.tile]
         return np.array(ImageOps.exif_transpose(image))
 
 
-def _by_tifffile(path: Path) -> Stored:
+def _by_tifffile(path: Path, number: int) -> Stored:
     """TIFF files with float colours, float64, or grey and alpha of 16 bits. Raises UserError."""
     import tifffile  # scikit-image brings it
 
     try:
         with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
+            page = file.pages[number]
             pixels = page.asarray()
             if page.axes.startswith("S"):  # a plane for each channel
                 pixels = np.moveaxis(pixels, 0, -1)

@@ -41,14 +41,15 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN) - NO_PIXELS
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Paths of the pictures relative to the folder, at any depth, sorted; what is hidden is passed over."""
-    return _pictures_and_others(folder)[0]
+def picture_files(folder: Path, more: Sequence[str] = ()) -> list[Path]:
+    """Paths of the pictures relative to the folder, at any depth, sorted, and of files that end in one of `more`; what
+    is hidden is passed over."""
+    return _pictures_and_others(folder, more)[0]
 
 
-def _pictures_and_others(folder: Path) -> tuple[list[Path], Counter[str]]:
+def _pictures_and_others(folder: Path, more: Sequence[str] = ()) -> tuple[list[Path], Counter[str]]:
     """The pictures' relative paths, and how many other files there are of each ending."""
-    suffixes, pictures, others = picture_suffixes(), [], Counter()
+    suffixes, pictures, others = picture_suffixes() | set(more), [], Counter()
     for path in _files(folder, frozenset()):
         if path.suffix.lower() in suffixes and path.is_file():
             pictures.append(path.relative_to(folder))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dipddpm_jax.data import decoding
+from dipddpm_jax.data.arrays import ARRAYS, TIFF, Origin, load_array, tiff_pages
 from dipddpm_jax.errors import UserError
 
 # White of 16- and 32-bit files: the first of these that is not below the largest number in the file.
@@ -31,23 +32,61 @@ class Picture(NamedTuple):
     white: float
     """The number in the file that is 1 here: 255 for 8 bits, 4095 for 12 bits in a file of 16, ..."""
     kind: str
-    """How the file stores a number: uint8, uint16, uint32 or float."""
+    """How the file stores a number: uint8, uint16, uint32 or float; of an array its type."""
+    black: float = 0.0
+    """The number in the file that is 0 here; of arrays the lowest, since they may stand for anything."""
+    origin: Origin | None = None
+    """What a file of numbers was, so that it can be written back as such; None for pictures."""
 
     @property
     def range(self) -> str:
         """What was taken as black and white, to be told to the user."""
-        low, high = (float(v) * self.white for v in (self.values.min(), self.values.max()))
-        return f"{self.kind} from {low:.6g} to {high:.6g}, black is 0 and white {self.white:g}"
+        low, high = (float(v) * (self.white - self.black) + self.black for v in (self.values.min(), self.values.max()))
+        return f"{self.kind} from {low:.6g} to {high:.6g}, black is {self.black:g} and white {self.white:g}"
 
 
-def read_float(path: Path) -> Picture:
+def read_pages(path: Path) -> list[Picture]:
+    """All pictures of a file: pages of TIFF, .npy and FITS, one of any other. Pages share black and white: of arrays,
+    of negative integers, and of floats that fill no usual range, their lowest and highest number. Raises UserError."""
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS:
+        array, axes = load_array(path)
+        return _between_ends(path, array, array.dtype, axes)
+    if suffix not in TIFF:
+        return [read_float(path)]
+    count, signed = tiff_pages(path)
+    if signed:
+        array = np.stack([decoding.decode(path, page).colour for page in range(count)])
+        if array.min() < 0:
+            return _between_ends(path, array, array.dtype, "nhw" if count > 1 else "hw")
+    pages = same_white([read_float(path, page) for page in range(count)])
+    axes = ("n" if len(pages) > 1 else "") + ("hwc" if pages[0].values.shape[-1] == 3 else "hw")
+    numbers = np.stack([page.values * np.float64(page.white) for page in pages])
+    if pages[0].kind == "float" and (numbers.max() < pages[0].white / 4 or numbers.min() < -pages[0].white):
+        return _between_ends(path, numbers, np.dtype(np.float32), axes)
+    dtype = np.dtype(np.float32 if pages[0].kind == "float" else pages[0].kind)
+    return [page._replace(origin=Origin(path, dtype, axes, channels=page.values.shape[-1])) for page in pages]
+
+
+def _between_ends(path: Path, array: Shaped[np.ndarray, "n h w c"], dtype: np.dtype, axes: str) -> list[Picture]:
+    low, high = (0.0, 255.0) if dtype == np.uint8 else (float(array.min()), float(array.max()))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(f"{path} holds numbers that are not finite; a picture has none")
+    if low == high:
+        raise UserError(f"{path} holds one number only, {low:g}: there is nothing to restore")
+    values = ((array.astype(np.float64) - low) / (high - low)).astype(np.float32)
+    origin = Origin(path, dtype, axes, channels=array.shape[-1])
+    return [Picture(page, None, high, dtype.name, low, origin) for page in values]
+
+
+def read_float(path: Path, page: int = 0) -> Picture:
     """A picture of any mode at its full depth. Its white is the largest number that the depth in use can hold.
 
     That depth is 8, 10, 12, 14 or 16 bits (24 or 32), the smallest that holds every number of the file; an 8-bit file
     always uses all of it. Of floats, white is 1, 255, 4095 or 65535, the first of which no number is more than the
     double. UserError names a damaged file, and one with negative integers or numbers that are not finite.
     """
-    colour, alpha, white = decoding.decode(path)
+    colour, alpha, white = decoding.decode(path, page)
     kind = "float" if colour.dtype.kind == "f" else f"uint{8 * colour.itemsize}"
     low, high = colour.min(), colour.max()
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -68,10 +107,20 @@ def read_float(path: Path) -> Picture:
 
 
 def same_white(pictures: Sequence[Picture]) -> list[Picture]:
-    """Pictures that belong together, such as those of a folder: files of one kind share the largest white of them."""
-    largest = {kind: max(p.white for p in pictures if p.kind == kind) for kind in {p.kind for p in pictures}}
-    return [p if p.white == (white := largest[p.kind]) else p._replace(
-        values=p.values * np.float32(p.white / white), white=white) for p in pictures]
+    """Pictures that belong together, such as those of a folder: files of one kind share the largest white of them, and
+    the lowest black."""
+    ends = {kind: (min(p.black for p in pictures if p.kind == kind), max(p.white for p in pictures if p.kind == kind))
+            for kind in {p.kind for p in pictures}}
+
+    def between(picture: Picture) -> Picture:
+        black, white = ends[picture.kind]
+        if (picture.black, picture.white) == (black, white):
+            return picture
+        numbers = picture.values.astype(np.float64) * (picture.white - picture.black) + picture.black
+        values = ((numbers - black) / (white - black)).astype(np.float32)
+        return picture._replace(values=values, black=black, white=white)
+
+    return [between(picture) for picture in pictures]
 
 
 def read_bytes(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -110,7 +159,7 @@ def known_pixels(path: Path) -> Float32[np.ndarray, "h w 1"]:
 
     Raises UserError for a damaged file, and for a mask by which nothing, or everything, is known.
     """
-    colour, alpha, _ = decoding.decode(path)
+    colour, alpha = (load_array(path)[0][0], None) if path.suffix.lower() in ARRAYS else decoding.decode(path)[:2]
     bright = colour.mean(-1, keepdims=True, dtype=np.float64)
     known = (2 * bright >= bright.max()) & (bright > 0)
     if alpha is not None:
