@@ -9,7 +9,8 @@ load_prior("digits") gives a pretrained model that comes with the package, as lo
 The rooms, each importing only those before it:
     convolution   how a convolution is computed: cpu (its forms), winograd, bands (rows shared by devices)
     networks      one network a file, with the attribute names of the PyTorch original; layers
-    diffusion     from noise to pictures: schedules, forward (adding noise), denoisers, spacings, samplers, training
+    diffusion     from noise to pictures: schedules, forward (adding noise), denoisers, spacings, samplers, training,
+                  few_steps (consistency distillation)
     inverse       what was measured, and what can be known exactly: operators, noises, noise_level, exact (posteriors)
                   what a restorer is (measurement), how one is judged without the clean picture (referee, unbiased_risk)
     dip           one picture, one untrained network: fit, variants, stopping, study (oracles), staged (system 002)

@@ -22,10 +22,11 @@ class Prior(NamedTuple):
 
     file: str
     what: str
+    data: str  # pictures like those it was trained on that come with the installation
 
 
 PRIORS = {
-    "digits": Prior("prior_digits.safetensors", "handwritten digits 0 to 9 (MNIST), 28x28, drawn by label"),
+    "digits": Prior("prior_digits.safetensors", "handwritten digits 0 to 9 (MNIST), 28x28, drawn by label", "mnist5k"),
 }
 
 
@@ -54,6 +55,14 @@ def card_of_prior(name: str) -> dict[str, Any]:
 def configuration_of_start(start: str) -> tuple[str, TrainConfig]:
     """(a name for the new run, the configuration) of what training may start from: a prior, a run's directory, or a
     file by `dipddpm-jax export`. Raises UserError for anything else."""
+    name, config = _found(start)
+    if config.few_step is not None:
+        raise UserError(f"--from {start} is a few-step model, from which no training starts: take the one that it was "
+                        f"made from{f', {config.start}' if config.start else ''}")
+    return name, config
+
+
+def _found(start: str) -> tuple[str, TrainConfig]:
     path = Path(start)
     if start in PRIORS:
         return start, configuration_of_prior(start)[0]

@@ -18,9 +18,9 @@ from dipddpm_jax.config.diffusion import AUTOENCODE, SCHEDULES, OptimizerConfig,
 from dipddpm_jax.config.own import own_function
 from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, begins_with_pictures, is_own
 from dipddpm_jax.config.saved import Facts
-from dipddpm_jax.diffusion import denoisers, samplers, schedules, spacings
+from dipddpm_jax.diffusion import denoisers, few_steps, samplers, schedules, spacings
 from dipddpm_jax.diffusion.forward import Pair, training_pair
-from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, rngs
+from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, make_loss, rngs
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids import passes
 from dipddpm_jax.types import Denoise, Images, Labels
@@ -43,6 +43,18 @@ def make_pair(config: TrainConfig) -> Pair:
     if config.target == AUTOENCODE:
         return passes.autoencoding_pair
     return partial(training_pair, make_schedule(config.schedule), config.target)
+
+
+def make_run_loss(config: TrainConfig, network: nn.Module) -> Callable:
+    """The loss that a run falls, as `training.make_loss` gives one. Raises UserError for hops that do not fit."""
+    if (few := config.few_step) is None:
+        return make_loss(network, make_pair(config), jnp.dtype(config.compute))
+    schedule = make_schedule(config.schedule)
+    try:
+        hops = few_steps.hops_of(schedule, few.calls, few.hops)
+    except ValueError as error:
+        raise UserError(f"--hops {few.hops} does not fit this schedule: {error}") from None
+    return few_steps.make_few_step_loss(network, schedule, config.target, hops, few.guidance, jnp.dtype(config.compute))
 
 
 def check_names(config: TrainConfig) -> None:

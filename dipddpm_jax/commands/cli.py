@@ -12,12 +12,12 @@ import tyro
 from dipddpm_jax import pretrained
 from dipddpm_jax.commands import cli_fits
 from dipddpm_jax.commands.ends import Stopped, guarded
-from dipddpm_jax.config import ranges, saved
+from dipddpm_jax.config import few_step, ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.restore_by_prior import RestoreOptions, checked_restoring, refuse_other_options
-from dipddpm_jax.config.sampler import SamplerOptions, check_guidance, chosen_sampler
+from dipddpm_jax.config.sampler import SamplerOptions, check_guidance
 from dipddpm_jax.errors import UserError, closest
 
 
@@ -109,7 +109,8 @@ def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCo
     listing = "\n".join(f"  {name:22} {text}" for name, (text, _) in PRESETS.items())
     description = (f"Trains a diffusion model and draws samples from it. Usage: train.py [PRESET] [options]; "
                    f"the defaults below are those of preset {preset}.\n\nPresets:\n{listing}\n\nDeep image priors: "
-                   "train.py dip --help, train.py staged --help")
+                   "train.py dip --help, train.py staged --help. Models that draw in one or two network calls: "
+                   "train.py few-step --help")
     return tyro.cli(tyro.conf.AvoidSubcommands[TrainCommand], args=args, default=default,
                     prog=f"train.py {preset}", description=description)
 
@@ -117,6 +118,8 @@ def _parse_train(preset: str, args: list[str], default: TrainCommand) -> TrainCo
 def _train(argv: list[str]) -> None:
     if argv and argv[0] in cli_fits.FITS:
         return cli_fits.FITS[argv[0]](argv[1:])
+    if argv and argv[0] == few_step.NAME:
+        return _few_step(argv[1:])
     named = bool(argv) and not argv[0].startswith("-")
     preset, args = (argv[0], argv[1:]) if named else ("unet", argv)
     if preset not in PRESETS:
@@ -131,13 +134,30 @@ def _train(argv: list[str]) -> None:
         ranges.check_typed(command.config, base)
     else:
         preset, command = _resumed(preset if named else None, args, command.run)
+    _make_run(command.config, command.run, preset)
 
+
+def _few_step(argv: list[str]) -> None:
+    if "--resume" in argv:  # the run's own configuration says all that follows
+        return _train(argv)
+    command = tyro.cli(few_step.FewStepCommand, args=argv, prog=f"train.py {few_step.NAME}")
+    if command.start is None:
+        raise UserError(f"{few_step.NAME} needs --from: a prior ({', '.join(pretrained.PRIORS)}), a run's directory, "
+                        "or a file by `dipddpm-jax export`")
+    _, teacher = pretrained.configuration_of_start(command.start)
+    prior = pretrained.PRIORS.get(command.start)
+    config = few_step.few_step_run(command, teacher, prior and prior.data)
+    ranges.check(config, command.run)
+    _make_run(config, command.run, few_step.NAME)
+
+
+def _make_run(config: TrainConfig, run: RunOptions, name: str) -> None:
     from dipddpm_jax import cluster
     from dipddpm_jax.commands.train import train_model
 
     with cluster.together(Stopped):
-        workdir, picture = train_model(command.config, command.run, preset)
-    if command.run.process_id in (None, 0):
+        workdir, picture = train_model(config, run, name)
+    if run.process_id in (None, 0):
         print(f"Samples: {picture}\nNext: python sample.py {workdir}")
 
 
@@ -185,9 +205,11 @@ def _sample(argv: list[str]) -> None:
         workdir, config, facts = Path("."), PRESETS[command.preset][1], None
     if command.restoring.restore is not None:
         return _restore(command, workdir, config, facts, argv)
-    sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
+    sampler = few_step.sampler_of(config, command.how)
     for weight in command.guidance_grid:
         check_guidance(weight)
+    if command.guidance_grid and config.few_step is not None:
+        raise UserError("--guidance-grid: the guidance of a few-step model is in its weights")
     taken = [int(number) for path in workdir.glob("drawn-*") if (number := path.name[len("drawn-"):]).isdigit()]
     out = command.out or workdir / f"drawn-{1 + max(taken, default=0):03d}"
     if command.labels and command.label_file:
@@ -214,6 +236,9 @@ def _not_for_restoring(command: SampleCommand) -> dict[str, bool]:
 def _restore(
     command: SampleCommand, workdir: Path, config: TrainConfig, facts: saved.Facts | None, argv: list[str]
 ) -> None:
+    if config.few_step is not None:
+        raise UserError("--restore needs a denoiser at every noise, which a few-step model is not: take the model that "
+                        f"it was made from{f', {config.start}' if config.start else ''}")
     measured = checked_restoring(command.restoring, command.seed)
 
     from dipddpm_jax.commands import restore_by_prior, sample

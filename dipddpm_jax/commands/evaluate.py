@@ -8,7 +8,7 @@ from dipddpm_jax import pretrained
 from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.evaluate import Evaluate
-from dipddpm_jax.config.sampler import chosen_sampler
+from dipddpm_jax.config.few_step import sampler_of
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import check_writable
 
@@ -31,7 +31,7 @@ def evaluate(command: Evaluate) -> str:
         workdir = workdir or saved.newest_run()
         _, config, _ = saved.load(workdir / "config.json")
     if config is not None:
-        sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
+        sampler = sampler_of(config, command.how)
     out = command.out or (workdir or command.samples.parent) / "evaluation"
     for name, folder in (("--out", out), ("--png-folder", command.png_folder)):
         if folder and folder.exists() and not folder.is_dir():

@@ -9,7 +9,8 @@ import tyro
 
 from dipddpm_jax.commands.ends import guarded
 from dipddpm_jax.config import saved
-from dipddpm_jax.config.sampler import SamplerConfig, SamplerOptions, begins_with_pictures, chosen_sampler
+from dipddpm_jax.config.few_step import sampler_of
+from dipddpm_jax.config.sampler import SamplerConfig, SamplerOptions, begins_with_pictures
 from dipddpm_jax.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,7 +46,7 @@ class ExportProgram:
 def export_program(command: ExportProgram) -> str:
     """Writes both files; returns what to tell the user. Raises UserError."""
     _, config, _ = saved.load(command.workdir / "config.json")
-    sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
+    sampler = sampler_of(config, command.how)
     if begins_with_pictures(sampler):
         raise UserError(f"the sampler {sampler.name} begins with pictures of a data set: only samplers that begin with "
                         "noise can be exported")

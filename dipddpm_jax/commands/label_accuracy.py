@@ -15,8 +15,9 @@ from dipddpm_jax.commands.labels import FIXED
 from dipddpm_jax.commands.model import Model, draw, load_run
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import TrainConfig
+from dipddpm_jax.config.few_step import sampler_of
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
-from dipddpm_jax.config.sampler import SamplerConfig, chosen_sampler
+from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.data import iclevr, scenes
 from dipddpm_jax.errors import UserError
@@ -130,7 +131,7 @@ def score_checkpoints(command: LabelAccuracy) -> str:
         raise UserError(f"--seeds must be at least 1; got {command.seeds}")
     workdir = command.workdir or saved.newest_run()
     _, config, facts = saved.load(workdir / "config.json")
-    sampler = chosen_sampler(config.sampler, command.how, config.schedule.num_steps)
+    sampler = sampler_of(config, command.how)
     known = lists_of(config, facts, command.data_dir)
     lists = list(command.lists or known)
     if wrong := [name for name in lists if name not in known]:

@@ -27,6 +27,7 @@ from dipddpm_jax.config import ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import training
+from dipddpm_jax.diffusion.few_steps import TEACHER
 from dipddpm_jax.diffusion.training import TrainState
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import complete_file
@@ -59,14 +60,17 @@ def make_held_out_loss(
 
 def checkpoint_items(state: TrainState) -> dict[str, PyTree]:
     """A state as a checkpoint holds it: what sampling needs, and the rest."""
-    weights = {"params": state.ema_params, "collections": state.collections}
-    return {"weights": weights, "train": state._replace(ema_params={}, collections={})._asdict()}
+    collections = dict(state.collections)
+    teacher = {TEACHER: collections.pop(TEACHER)} if TEACHER in collections else {}
+    weights = {"params": state.ema_params, "collections": collections}
+    return {"weights": weights, "train": state._replace(ema_params={}, collections=teacher)._asdict()}
 
 
 def state_of(items: dict[str, PyTree]) -> TrainState:
     """The inverse of `checkpoint_items`."""
-    weights = items["weights"]
-    return TrainState(**{**items["train"], "ema_params": weights["params"], "collections": weights["collections"]})
+    weights, rest = items["weights"], items["train"]
+    return TrainState(**{**rest, "ema_params": weights["params"],
+                         "collections": {**weights["collections"], **rest["collections"]}})
 
 
 def make_program(
@@ -78,7 +82,7 @@ def make_program(
     others (ahead of time).
     """
     schedule, across = builders.make_schedule(config.schedule), devices.batch_sharding(mesh)
-    loss = training.make_loss(network, builders.make_pair(config), jnp.dtype(config.compute))
+    loss = builders.make_run_loss(config, network)
     step = training.make_train_step(
         loss, schedule.num_steps, builders.make_optimizer(config.optimizer, config.steps),
         ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop)
@@ -113,6 +117,9 @@ class Training:
             others = dict(self.start)
             params = others.pop("params")
             state = state._replace(params=params, collections=others, ema_params=jax.tree.map(jnp.copy, params))
+        if self.config.few_step is not None:  # a copy, since the state is donated
+            teacher = jax.tree.map(jnp.copy, {"params": state.params, **state.collections})
+            state = state._replace(collections={**state.collections, TEACHER: teacher})
         shardings = devices.state_shardings(self.mesh, state, self.run.shard_state)
         template = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
         items = newest_items(self.workdir, checkpoint_items(template))
@@ -157,7 +164,8 @@ class Training:
 
     def draw_samples(self, path: Path) -> None:
         """A grid of pictures from the averaged parameters, with labels in columns if the model knows any."""
-        weights = devices.to_host({"params": self.state.ema_params, **self.state.collections}, self.mesh)
+        part = self.items()["weights"]
+        weights = devices.to_host({"params": part["params"], **part["collections"]}, self.mesh)
         if jax.process_index():
             return
         model, shown = Model(self.config, self.data.facts, self.network, weights), self.data.examples()

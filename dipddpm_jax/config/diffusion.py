@@ -116,6 +116,18 @@ AUTOENCODE = "autoencode"  # system 003's target, whose pair and evaluation stan
 
 
 @dataclass(frozen=True)
+class FewStep:
+    """Of a run by `train.py few-step`: how its network learns from the one that it began as."""
+
+    calls: int = 2
+    """Network calls from noise to a picture."""
+    hops: int = 25
+    """Steps of the teacher from noise to a picture."""
+    guidance: float = 0.0
+    """Weight with which the teacher is guided; the new network needs none."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     network: UNet | SmallUNet | AttentionUNet | ContextUnet | ResidualDenoiser | OwnNetwork = UNet()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -146,6 +158,8 @@ class TrainConfig:
     `dipddpm-jax export` wrote. Without a preset, all other options are as those weights were trained."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; parameters stay float32. bfloat16 pays on accelerators only."""
+    few_step: tyro.conf.Suppress[FewStep | None] = None
+    """None for a diffusion model; set by `train.py few-step`."""
 
 
 NETWORKS = (UNet, SmallUNet, AttentionUNet, ContextUnet, ResidualDenoiser, OwnNetwork)

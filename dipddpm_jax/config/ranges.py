@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from dipddpm_jax.config.diffusion import SCHEDULES, RunOptions, TrainConfig
+from dipddpm_jax.config.few_step import check_few_step
 from dipddpm_jax.config.sampler import check_sampler, check_used, is_own
 from dipddpm_jax.errors import UserError, closest
 
@@ -47,6 +48,7 @@ def check(config: TrainConfig, run: RunOptions = NO_OPTIONS) -> None:
     if not 0 < config.schedule.first_beta <= config.schedule.last_beta < 1:
         raise UserError("--schedule.first-beta and --schedule.last-beta must satisfy 0 < first <= last < 1")
     check_processes(run)
+    check_few_step(config)
     check_sampler(config.sampler, config.schedule.num_steps)
 
 

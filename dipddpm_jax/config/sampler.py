@@ -30,6 +30,7 @@ SAMPLERS = {
     "dpmpp_2m": Sampler(),
     "unipc": Sampler(),
     "deis": Sampler(),
+    "consistency": Sampler(num_steps=2),
     "random_passes": Sampler(num_steps=10, begins_with_pictures=True),
 }
 SPACINGS = ("even_time", "even_log_snr", "karras")
@@ -38,10 +39,10 @@ SPACINGS = ("even_time", "even_log_snr", "karras")
 @dataclass(frozen=True)
 class SamplerConfig:
     name: str = "dpmpp_2m"
-    """ancestral, ddim, heun, dpmpp_2m, unipc, deis, or MODULE:FUNCTION, a sampler of your own; random_passes is system
-    003's: it denoises held-out pictures at random times."""
+    """ancestral, ddim, heun, dpmpp_2m, unipc, deis, or MODULE:FUNCTION, a sampler of your own; consistency is for runs
+    by few-step; random_passes is system 003's: it denoises held-out pictures at random times."""
     num_steps: int | None = None
-    """Transitions; default: all times (ancestral) or 25."""
+    """Transitions; default: all times (ancestral), 2 (consistency) or 25."""
     spacing: str | None = None
     """Which times they visit: even_time, even_log_snr or karras (2022, eq. 5); default: karras for heun, else
     even_time. All start at the last time at which noise is at most 200 times the signal."""
@@ -64,9 +65,10 @@ class SamplerOptions:
     """How a command draws pictures from a trained model: what is not given stays as the run was configured."""
 
     sampler: str | None = None
-    """ancestral, ddim, heun, dpmpp_2m, unipc, deis, or MODULE:FUNCTION, a sampler of your own."""
+    """ancestral, ddim, heun, dpmpp_2m, unipc, deis, or MODULE:FUNCTION, a sampler of your own; runs by few-step draw
+    by consistency or ddim, as they were made."""
     num_steps: int | None = None
-    """Transitions of the sampler; another sampler's default: all times (ancestral), or 25."""
+    """Transitions of the sampler; another sampler's default: all times (ancestral), 2 (consistency), or 25."""
     spacing: str | None = None
     """Which times they visit: even_time, even_log_snr or karras; another sampler's default: its own."""
     variance: str | None = None

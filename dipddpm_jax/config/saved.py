@@ -54,6 +54,8 @@ def from_json(kind: Any, raw: Any) -> Any:
         if unknown := sorted(set(raw) - set(hints)):
             raise UserError(f"unknown field {unknown[0]!r} of {kind.__name__} in a configuration")
         return kind(**{name: from_json(hints[name], value) for name, value in raw.items()})
+    if raw is not None and len(options) == 1 and dataclasses.is_dataclass(options[0]):
+        return from_json(options[0], raw)
     return tuple(raw) if isinstance(raw, list) else raw
 
 

@@ -232,6 +232,23 @@ def deis(
     return Sample(x, path)
 
 
+def consistency(
+    denoise: Denoise, schedule: NoiseSchedule, x: Images, grid: Int[np.ndarray, "grid"], noise: NoiseAt,
+    keep: Keep = None,
+) -> Sample:
+    """Song et al. 2023, algorithm 1, of a model by `few_steps` of one jump: x_s = signal_s f(x_t, t) + noise_scale_s z.
+
+    Each transition ends at a clean picture, and fresh noise leads back to time s; one transition is f itself.
+    """
+    t, s, _, bar_s = _transitions(schedule, grid)
+
+    def step(x, c):
+        x = c.signal * denoise(x, c.t).x0 + c.sigma * noise(c.s)
+        return x, x
+
+    return Sample(*_walk(step, x, keep, t=t, s=s, signal=np.sqrt(bar_s), sigma=np.sqrt(1 - bar_s)))
+
+
 def reference_frames(num_steps: int, table_steps: int, frames: int = 100) -> Int[np.ndarray, "n"]:
     """System 001's animation: which of the iterations 0 .. num_steps - 1 it keeps; always the last one.
 
