@@ -117,7 +117,7 @@ AUTOENCODE = "autoencode"  # system 003's target, whose pair and evaluation stan
 
 @dataclass(frozen=True)
 class FewStep:
-    """Of a run by `train.py few-step`: how its network learns from the one that it began as."""
+    """How the network of a run by `train.py few-step` learns from the one that it began as."""
 
     calls: int = 2
     """Network calls from noise to a picture."""
