@@ -60,7 +60,9 @@ def rows() -> dict[str, Callable[[], tuple[int, hot_paths.HotPath]]]:
             4, hot_paths.sampling(unet, DIGITS, hot_paths.tpu_mesh(4), 256, dpm)),
         "DIP, skip net of system 001": lambda: (1, fits(system001, 32, hot_paths.tpu_mesh(4), 1, 1)),
         "64 fits, skip net of system 001": lambda: (4, fits(system001, 32, hot_paths.tpu_mesh(4), 64, 1)),
-        "DIP, skip net of 5 x 128 channels": lambda: (1, fits(DipConfig(), 256, hot_paths.tpu_mesh(4), 1, 1)),
+        "DIP, skip net of 5 x 128 channels": lambda: (
+            1, fits(DipConfig(network="skip"), 256, hot_paths.tpu_mesh(4), 1, 1)),
+        "DIP, skip-light net": lambda: (1, fits(DipConfig(), 256, hot_paths.tpu_mesh(4), 1, 1)),
         "judging digits": lambda: (4, hot_paths.judging(digits, hot_paths.tpu_mesh(4), 1024)),
     }
 
@@ -104,7 +106,8 @@ def page(found: list[dict[str, Any]]) -> str:
             f"Roofline: microseconds that the peaks of a chip allow, {PEAK / 1e12:.0f} TFLOP/s in bfloat16 (to which "
             f"XLA rounds the factors of float32 products by default) and {BANDWIDTH / 1e9:.0f} GB/s; a chip has 16 GiB "
             "([Google's page of v5e](https://cloud.google.com/tpu/docs/v5e)). The larger of the two is the least time "
-            "that a unit can take; small pictures stay far above it, since each operation also costs a start.", "",
+            "that a unit can take; small pictures stay far above it, since each operation also costs a start. "
+            "Compilation was on one core, which other work may have shared.", "",
             "| program | chips | GFLOP | MB read and written | arithmetic, us | memory, us | bound by | roofline, us | "
             "held, MiB a chip | exchanged a unit | compiled in, s |", "|---|---|---|---|---|---|---|---|---|---|---|",
             *map(line, found), "", "What tests assert of the same programs with narrow networks "
