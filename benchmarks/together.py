@@ -113,7 +113,7 @@ def denoiser(asked: Asked, mixture: exact.Mixture) -> tuple[str, DiffusionPrior]
         return "exact", DiffusionPrior(exact.exact_denoiser(mixture, schedule), schedule, spacing=spacing)
     model = load_prior(asked.prior) if asked.prior in PRIORS else load_run(asked.prior)
     name = asked.prior if asked.prior in PRIORS else f"{model.config.data} {model.step}"
-    return name, DiffusionPrior(model.denoiser(), model.schedule, model.pixels, spacing)
+    return name, model.prior(spacing)
 
 
 class Rows:
@@ -208,7 +208,7 @@ def show(c: Study, path: Path) -> None:
     truth = truths("held-out", 3, mixture)[2]
     every, rows = methods(prior, c), []
     for name, task in tasks().items():
-        if name in ("denoise 15", "denoise 25"):
+        if name in ("denoise 15", "denoise 25", "inpaint 50 %"):
             continue
         measurement = measure(task, truth, 2, 0)
         row = [truth, measurement.y, exact.exact_posterior(mixture)(measurement, jax.random.key(0)).picture]

@@ -18,6 +18,9 @@ UNIONS = {  # row: what of it there would be without a diffusion prior
     "half cross-fit, half PiGDM": "cross-fit",
     "referee: cross-fit and diffusion": "cross-fit",
     "guided fit": "cross-fit",
+    "adapted prior": "cross-fit",
+    "learned start": "cross-fit",
+    "educated start": "cross-fit",
 }
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # 97.5 % quantiles
 

@@ -16,12 +16,15 @@ from dipddpm_jax.data.photographs import photograph
 from dipddpm_jax.data.pictures import square
 from dipddpm_jax.dip import crossfit
 from dipddpm_jax.hybrids import (
+    adaptation,
     ddnm,
     decoupled,
     diffpir,
     dps,
+    educated_start,
     estimate_start,
     guided_fit,
+    learned_start,
     pigdm,
     truncated_reverse,
 )
@@ -66,13 +69,14 @@ class Task:
 
 
 def tasks() -> dict[str, Task]:
-    """Denoising at four levels, and four operators."""
+    """Denoising at four levels, and five operators."""
     rows, columns = np.indices((SIDE, SIDE))
     box = ~((abs(rows - 13.5) < 7) & (abs(columns - 13.5) < 7))
     scattered = operators.random_mask(jax.random.key(7), SIDE, SIDE, 0.1)
     return {
         **{f"denoise {sigma}": Task(operators.identity, sigma) for sigma in (15, 25, 50, 255)},
         "inpaint 90 %": Task(operators.masked(scattered), 15),
+        "inpaint 50 %": Task(operators.masked(operators.random_mask(jax.random.key(8), SIDE, SIDE, 0.5)), 15),
         "inpaint box": Task(operators.masked(jnp.asarray(box[..., None], jnp.float32)), 15),
         "x4": Task(operators.downsample(SIDE, SIDE, 4), 15),
         "deblur": Task(operators.blur(SIDE, SIDE, 1.6), 15),
@@ -262,4 +266,14 @@ def together(prior: DiffusionPrior, c: Study, shared: Shared) -> dict[str, Calla
         "half cross-fit, half PiGDM": lambda: halves((fit, matched)),
         "referee: cross-fit and diffusion": lambda: referee.stacked({"cross-fit": fit, "diffusion": diffusion}),
         "guided fit": lambda: guided_fit.guided_fit(prior, crossfit.small_skip_net(1), levels, c.fit_steps // levels),
+        **learning(prior, c),
     }
+
+
+def learning(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]]:
+    """What learns from the one picture; the exact denoiser has no weights to begin with."""
+    own = {} if prior.learned is None else {
+        "adapted prior": lambda: adaptation.adapted(prior, c.calls, c.samples),
+        "educated start": lambda: educated_start.educated_start(prior),
+    }
+    return {**own, "learned start": lambda: learned_start.learned_start(prior)}

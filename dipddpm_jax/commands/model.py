@@ -17,11 +17,12 @@ from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import AUTOENCODE, TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures, check_guidance
 from dipddpm_jax.config.saved import Facts
-from dipddpm_jax.diffusion import training
+from dipddpm_jax.diffusion import spacings, training
 from dipddpm_jax.diffusion.samplers import gaussian_noise
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.passes import denoise_pictures
+from dipddpm_jax.hybrids.prior import DiffusionPrior, Learned, Spacing
 from dipddpm_jax.types import Denoise, Images, Labels, Times
 
 
@@ -65,6 +66,16 @@ class Model(NamedTuple):
         labels = None if labels is None else jnp.asarray(labels)
         return builders.make_denoiser(self.config, SamplerConfig(guidance=guidance), self.network, self.weights,
                                       labels, guidance)
+
+    def prior(self, spacing: Spacing = spacings.even_log_snr) -> DiffusionPrior:
+        """What restorers take: the denoiser without labels, and its weights for those that go on learning them."""
+        fixed = {name: tree for name, tree in self.weights.items() if name != "params"}
+
+        def denoiser(params: PyTree) -> Denoise:
+            return self._replace(weights={"params": params, **fixed}).denoiser()
+
+        return DiffusionPrior(self.denoiser(), self.schedule, self.pixels, spacing,
+                              Learned(self.weights["params"], denoiser))
 
 
 MOST_FRAMED = 400  # pictures whose way from noise is kept

@@ -16,22 +16,39 @@ from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.restore_by_prior import PRIOR_METHODS, RestoreOptions, chosen_method
 from dipddpm_jax.config.saved import RESTORED
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids import ddnm, decoupled, diffpir, dps, pigdm, truncated_reverse
+from dipddpm_jax.hybrids import (
+    adaptation,
+    ddnm,
+    decoupled,
+    diffpir,
+    dps,
+    educated_start,
+    learned_start,
+    pigdm,
+    truncated_reverse,
+)
 from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.inverse.measurement import Restore
 
 MAKERS: dict[str, Callable[..., Restore]] = {
     "truncated": truncated_reverse.truncated_reverse, "ddnm": ddnm.ddnm, "diffpir": diffpir.diffpir, "dps": dps.dps,
     "pigdm": pigdm.pigdm, "matched": partial(pigdm.pigdm, variance=pigdm.matched_variance),
-    "decoupled": decoupled.decoupled,
+    "decoupled": decoupled.decoupled, "adapted": adaptation.adapted,
+}
+
+
+BY_ITSELF: dict[str, Callable[[DiffusionPrior], Restore]] = {
+    "one-step": truncated_reverse.one_step, "educated-start": educated_start.educated_start,
 }
 
 
 def make_restorer(prior: DiffusionPrior, options: RestoreOptions) -> Restore:
     """The restorer that a method's name stands for."""
     name = chosen_method(options)
-    if name == "one-step":
-        return truncated_reverse.one_step(prior)
+    if name in BY_ITSELF:
+        return BY_ITSELF[name](prior)
+    if name == "learned-start":
+        return learned_start.learned_start(prior, options.samples)
     return MAKERS[name](prior, options.calls, options.samples)
 
 
@@ -58,7 +75,7 @@ def restore_with_model(
     given = load_measurements(config)
     shape = (*given.size, given.measurements.shape[-1])
     check_fit(model, shape)
-    prior = DiffusionPrior(model.denoiser(), model.schedule, model.pixels)
+    prior = model.prior()
     name = chosen_method(options)
     restore = make_restorer(prior, options)
     record = {RESTORED: asdict(options), "weights": source, "method": name}

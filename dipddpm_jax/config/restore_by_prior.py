@@ -10,16 +10,18 @@ from dipddpm_jax.errors import UserError, closest
 
 
 class RestoringMethod(NamedTuple):
-    """A row of the table of methods: what it is, whether it can only denoise, and whether it draws several samples."""
+    """A row of the table of methods: what it is, whether it can only denoise, and whether it draws several samples, in
+    chains of so many calls as are asked for."""
 
     what: str
     denoises_only: bool = False
     samples: bool = True
+    calls: bool = True
 
 
 AUTO = "auto"
 PRIOR_METHODS = {
-    "one-step": RestoringMethod("the posterior mean of denoising in one call", True, False),
+    "one-step": RestoringMethod("the posterior mean of denoising in one call", True, False, False),
     "truncated": RestoringMethod("reverse steps from the noise of the picture on", True),
     "ddnm": RestoringMethod("DDNM+, Wang et al. 2022"),
     "diffpir": RestoringMethod("DiffPIR, Zhu et al. 2023"),
@@ -27,6 +29,10 @@ PRIOR_METHODS = {
     "pigdm": RestoringMethod("PiGDM, Song et al. 2023"),
     "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells"),
     "decoupled": RestoringMethod("decoupled steps, as DAPS, with that variance"),
+    "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024"),
+    "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False),
+    "educated-start": RestoringMethod("a deep image prior that begins as the trained network, as EDIP",
+                                      samples=False, calls=False),
 }
 NEEDS = {"inpaint": "mask", "superres": "factor", "deblur": "blur"}
 
@@ -48,8 +54,8 @@ class RestoreOptions:
     blur: float | None = None
     """Standard deviation of the blur that deblur undoes, in pixels."""
     method: str = AUTO
-    """auto (truncated to denoise, else matched), one-step, truncated, ddnm, diffpir, dps, pigdm, matched or
-    decoupled: docs/results/together.md compares them."""
+    """auto (truncated to denoise, else matched), one-step, truncated, ddnm, diffpir, dps, pigdm, matched, decoupled,
+    adapted, learned-start or educated-start: docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""
     samples: int = 8
@@ -81,9 +87,10 @@ def checked_restoring(options: RestoreOptions, seed: int) -> DipConfig:
     if not 1 <= options.calls <= 10_000 or not 1 <= options.samples <= 1000:
         raise UserError(f"--calls must be 1 to 10000 and --samples 1 to 1000; got {options.calls} and "
                         f"{options.samples}")
-    typed = options.calls != RestoreOptions.calls or options.samples != RestoreOptions.samples
-    if typed and not PRIOR_METHODS[chosen_method(options)].samples:
-        raise UserError(f"--calls and --samples do nothing with --method {options.method}; leave them out")
+    method = PRIOR_METHODS[chosen_method(options)]
+    for name, does in (("calls", method.calls), ("samples", method.samples)):
+        if not does and getattr(options, name) != getattr(RestoreOptions, name):
+            raise UserError(f"--{name} does nothing with --method {options.method}; leave it out")
     config = DipConfig(image=options.restore, task=options.task, sigma=options.sigma, mask=options.mask,
                        factor=options.factor or 4, blur=options.blur or 1.6, seed=seed)
     check_dip(config)

@@ -17,6 +17,7 @@ from dipddpm_jax.hybrids.prior import (
     Step,
     Task,
     Transition,
+    as_argument,
     grid_from,
     restoration_of,
     time_of_noise,
@@ -68,9 +69,7 @@ def estimate_start(
     """Chains of steps from the noised estimate. With `unguided` ones (SDEdit) what the estimate lost is drawn from the
     prior, and the measurement has no say any more; with the step of a method such as `pigdm.guided_step` (CCDF) it has.
     Raises UserError as `estimate` and `start`."""
-    denoise = prior.denoise
-    if not isinstance(denoise, jax.tree_util.Partial):
-        denoise = jax.tree_util.Partial(denoise)
+    denoise = as_argument(prior.denoise)
 
     @partial(jax.jit, static_argnames="operator")
     def run(denoise, guess, y, sigma, keys, rows, operator: Operator) -> Images:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dipddpm_jax.diffusion import spacings
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
@@ -26,14 +26,29 @@ Spacing = Callable[[NoiseSchedule, int, int], np.ndarray]  # (schedule, steps, s
 REACH = 0.5  # a time serves for a noise level if its own is at most twice as much
 
 
+class Learned(NamedTuple):
+    """Trained weights of a denoiser, and what makes a denoiser of any weights of that kind."""
+
+    params: PyTree
+    denoiser: Callable[[PyTree], Denoise]
+
+
 class DiffusionPrior(NamedTuple):
-    """A denoiser, the schedule that its times belong to, the units of its pictures, and how the times of chains are
-    spaced."""
+    """A denoiser, the schedule that its times belong to, the units of its pictures, how the times of chains are spaced,
+    and the weights, for methods that go on learning them; an exact denoiser has none."""
 
     denoise: Denoise
     schedule: NoiseSchedule
     pixels: Pixels = Pixels()
     spacing: Spacing = spacings.even_log_snr
+    learned: Learned | None = None
+
+    def weights(self) -> Learned:
+        """What can be learned further. Raises UserError where there is nothing."""
+        if self.learned is None:
+            raise UserError("this method goes on learning the weights of the prior's network, and a denoiser in closed "
+                            "form has none: take the prior of a trained network")
+        return self.learned
 
 
 class Task(NamedTuple):
@@ -45,6 +60,7 @@ class Task(NamedTuple):
     keys: Key[Array, "n"]
     operator: Operator
     pixels: Pixels
+    seen: Float[Array, "n ..."] | None = None  # 1 where a chain may look at y, else 0; None: everywhere
 
     @property
     def level(self) -> Float[Array, ""]:
@@ -73,18 +89,23 @@ class Task(NamedTuple):
         """A^T (A A^T + ridge I)^-1 (y - A x0) for each chain, x0 and the answer in the network's units.
 
         x0 + missing is the nearest picture to x0 that explains y, argmin |A x - y|^2 + ridge |x - x0|^2. Chains may
-        have a ridge and a measurement each.
+        have a ridge and a measurement each. What a chain must not look at counts as explained, for masks exactly so.
         """
         count = x0.shape[:1]
         ys = jnp.broadcast_to(self.y, count + self.y.shape) if y is None else y
         ridges = jnp.broadcast_to(jnp.asarray(ridge, x0.dtype), count)
-        explain = jax.vmap(lambda y, picture, ridge: self.operator.solve(y - self.operator.forward(picture), ridge))
-        return explain(ys, self.pixels.to_pixels(x0), ridges) / self.pixels.std
+        left = ys - jax.vmap(self.operator.forward)(self.pixels.to_pixels(x0))
+        return jax.vmap(self.operator.solve)(left if self.seen is None else self.seen * left, ridges) / self.pixels.std
 
 
 Grid = tuple[int, ...]  # decreasing times, to 0
 Method = Callable[[Task, Grid], Images]  # pictures in the network's units, one a chain
 Step = Callable[["Task", Images, "Transition"], Images]  # x_t -> x_s
+
+
+def as_argument(denoise: Denoise) -> jax.tree_util.Partial:
+    """The denoiser as compiled programs take it: the arrays of one that is a `Partial` are data to them."""
+    return denoise if isinstance(denoise, jax.tree_util.Partial) else jax.tree_util.Partial(denoise)
 
 
 def restorer(
@@ -94,9 +115,7 @@ def restorer(
 
     Raises UserError for noise that is not Gaussian, and what `grid_for` raises.
     """
-    denoise = prior.denoise
-    if not isinstance(denoise, jax.tree_util.Partial):
-        denoise = jax.tree_util.Partial(denoise)
+    denoise = as_argument(prior.denoise)
 
     @partial(jax.jit, static_argnames=("operator", "grid"))
     def run(denoise, y, sigma, keys, operator: Operator, grid: Grid):

@@ -87,6 +87,17 @@ def test_inpainting_keeps_what_is_known_and_says_how_unsure_it_is(noisy, run):
         assert Pillow.open(f"out/{name}.png").size[1] >= SIDE
 
 
+@pytest.mark.parametrize("method, words", [
+    ("adapted", ["--calls", "4", "--samples", "2"]), ("learned-start", ["--samples", "2"]), ("educated-start", [])])
+def test_methods_that_learn_from_the_picture_restore_it(noisy, run, method, words):
+    """White noise of 60 about the mean: whatever they learn, the picture must come nearer to it."""
+    cli.sample_main([run, "--restore", "noisy.png", "--sigma", "60", "--method", method, "--out", "out", *words])
+    report = json.loads(open("out/results.json").read())
+    assert report["method"].startswith(method) and report["pictures"][0]["steps"] > 0
+    found = np.asarray(Pillow.open("out/restored.png")).astype(float)
+    assert 5 < found.std() < 0.8 * noisy.std() and abs(found.mean() - noisy.mean()) < 15
+
+
 @pytest.mark.parametrize("words, said", [
     (["--task", "inpaint"], "--task inpaint needs --mask"),
     (["--task", "superres"], "--task superres needs --factor"),
@@ -98,7 +109,9 @@ def test_inpainting_keeps_what_is_known_and_says_how_unsure_it_is(noisy, run):
     (["--task", "superres", "--factor", "2"], "24x24 pixels"),
     (["--gif"], "--gif does nothing with --restore"),
     (["--num-steps", "3"], "--num-steps does nothing with --restore"),
-    (["--method", "one-step", "--calls", "9"], "--calls and --samples do nothing with --method one-step"),
+    (["--method", "one-step", "--calls", "9"], "--calls does nothing with --method one-step"),
+    (["--method", "educated-start", "--samples", "9"], "--samples does nothing with --method educated-start"),
+    (["--method", "learned-start", "--calls", "9"], "--calls does nothing with --method learned-start"),
     (["--samples", "0"], "--samples 1 to 1000"),
 ])
 def test_what_is_refused_is_said_in_a_line(noisy, run, capsys, words, said):
