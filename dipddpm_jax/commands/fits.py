@@ -16,10 +16,12 @@ from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip import Dip, DipProblem, DipState, stopping, study
 from dipddpm_jax.dip.crossfit import small_skip_net
-from dipddpm_jax.dip.folds import fold_masks
+from dipddpm_jax.dip.folds import block_masks, fold_masks
 from dipddpm_jax.dip.variants import VARIANTS
+from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import noises, operators
 
+BLOCK_PARTS = 10  # of which one is held out, where blocks are and there is one fit
 OVERLAP = 64  # pixels that tiles share
 LEARNING_RATES = {"conv": 0.002}  # at most, by default: at 0.01 all ReLUs of a stack without norms often die
 
@@ -111,8 +113,10 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
         seen = np.ones((*y.shape[:2], 1), np.float32) if known is None else known
         held = None
         if config.stop == "held-out":
-            held = held_out_pixels(config, held_key, seen, fold)
-            seen = seen * (1 - held)
+            hidden, held = held_out_parts(config, held_key, seen, fold, holds_out_blocks(config, given))
+            seen = seen * (1 - hidden)
+            if hidden is not held:  # what lies between is neither fitted nor judged
+                known = (1 if known is None else known) * (1 - hidden + held)
         rows.append(DipProblem(
             make_code(config, _of_fold(code_key, fold), y, seen, (height, width)), y,
             None if given.clean is None else given.clean[i, top : top + height, left : left + width],
@@ -125,13 +129,29 @@ def repeats(config: DipConfig) -> int:
     return config.seeds * config.folds
 
 
-def held_out_pixels(
-    config: DipConfig, key: Any, known: Float[np.ndarray, "h w _"], fold: int
-) -> Float[np.ndarray, "h w 1"]:
-    """What a fit does not see: its fold, of several, or else a share of what is known."""
+def holds_out_blocks(config: DipConfig, given: Measurements) -> bool:
+    """Whether blocks are held out instead of single pixels. UserError if they are asked of too small a picture."""
+    height, width = given.measurements.shape[1:3]
+    enough = (height // 5) * (width // 5) >= max(config.folds, BLOCK_PARTS)
+    if config.hold_out == "blocks" and not enough:
+        raise UserError(f"--hold-out blocks needs {max(config.folds, BLOCK_PARTS)} blocks of 5x5; the picture has "
+                        f"{width}x{height} pixels")
+    return config.hold_out == "blocks" or (config.hold_out == "auto" and given.correlated and enough)
+
+
+def held_out_parts(
+    config: DipConfig, key: Any, known: Float[np.ndarray, "h w _"], fold: int, blocks: bool
+) -> tuple[Float[np.ndarray, "h w 1"], Float[np.ndarray, "h w 1"]]:
+    """What a fit does not see, and the part of it that is judged: its fold, of several, or else a share of what is
+    known."""
+    if blocks:
+        hidden, judged = block_masks(key, *known.shape[:2], config.folds if config.folds > 1 else BLOCK_PARTS)
+        return np.asarray(hidden[fold]), np.asarray(judged[fold])
     if config.folds > 1:
-        return np.asarray(fold_masks(key, jnp.asarray(known), config.folds)[fold])
-    return np.asarray(operators.held_out_mask(key, jnp.asarray(known), held_out_share(int(known.sum()))))
+        part = np.asarray(fold_masks(key, jnp.asarray(known), config.folds)[fold])
+    else:
+        part = np.asarray(operators.held_out_mask(key, jnp.asarray(known), held_out_share(int(known.sum()))))
+    return part, part
 
 
 def _places(config: DipConfig, pictures: int, count: int) -> Iterator[tuple[int, int, int, int]]:

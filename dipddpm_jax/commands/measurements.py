@@ -13,7 +13,7 @@ from dipddpm_jax.data.arrays import Origin
 from dipddpm_jax.data.photographs import PHOTOGRAPHS
 from dipddpm_jax.data.pictures import known_pixels, square
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.inverse import noise_level, noises, operators
+from dipddpm_jax.inverse import noise_level, noises, operators, whiteness
 
 
 class Measurements(NamedTuple):
@@ -30,6 +30,7 @@ class Measurements(NamedTuple):
     origins: tuple[Origin | None, ...] = ()  # of files of numbers, which are written back as such
     checksums: dict[str, int] = {}  # of the pixels that an option named
     notes: tuple[str, ...] = ()  # what the user should know
+    correlated: bool = False  # whether neighbouring pixels of a picture to denoise share its noise
 
 
 def load_measurements(config: DipConfig) -> Measurements:
@@ -112,12 +113,16 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
         raise UserError(f"--clean has {clean.shape[2]}x{clean.shape[1]} pixels and the restored picture will have "
                         f"{size[1]}x{size[0]}; they must be equal")
     known = _mask(config, size, len(given), checksums)
-    sigma = np.array([noise_level.estimate_sigma(y, None if known is None else known[i]) if config.sigma is None
-                      else config.sigma / 255 for i, y in enumerate(given)])
+    shared = [config.task == "denoise" and whiteness.is_correlated(y) for y in given]
+    sigma = np.array([config.sigma / 255 if config.sigma is not None else
+                      noise_level.estimate_sigma(y, None if known is None else known[i]) if not shared[i] else
+                      whiteness.level_at(y, whiteness.FAR) for i, y in enumerate(given)])
     if known is not None:
         given = given * known
     return Measurements(source.names, given, clean, known, sigma.astype(np.float32), size, False, source.whites,
-                        source.origins, checksums, source.notes + _noise_note(config, source))
+                        source.origins, checksums,
+                        source.notes + _noise_note(config, source) + _correlation_note(config, source.names, shared),
+                        any(shared))
 
 
 def _noise_note(config: DipConfig, source: Source) -> tuple[str, ...]:
@@ -127,6 +132,18 @@ def _noise_note(config: DipConfig, source: Source) -> tuple[str, ...]:
         return ()
     return (f"--size {config.size} resizes the noise too: estimated standard deviation {255 * before:.1f} before, "
             f"{255 * after:.1f} after (of 255); --crop {config.size} cuts instead, and leaves it as it is",)
+
+
+def _correlation_note(config: DipConfig, names: tuple[str, ...], shared: list[bool]) -> tuple[str, ...]:
+    """That neighbours share noise, for which pictures, and what is done about it."""
+    found = [name for name, is_shared in zip(names, shared) if is_shared]
+    if not found:
+        return ()
+    answers = {"auto": "blocks of pixels are held out", "blocks": "blocks of pixels are held out",
+               "pixels": "--hold-out blocks would judge by pixels without such neighbours"}
+    answer = answers[config.hold_out] if config.stop == "held-out" else "this stop rule takes noise for white"
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (f"the noise of {', '.join(found[:3])}{more} is correlated between neighbouring pixels: {answer}",)
 
 
 def _mask(config: DipConfig, size: tuple[int, int], count: int, checksums: dict[str, int]) -> Pictures | None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dipddpm_jax.commands.fits import Fits, take
+from dipddpm_jax.commands.fits import Fits, holds_out_blocks, take
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
@@ -27,8 +27,9 @@ class Outcome(NamedTuple):
     error: Float[np.ndarray, "pictures"]
     """Estimated mean squared error of what is restored to the clean picture, as far as it is observed: of cross-fitting
     `dip.folds.cross_fit_errors`; of one fit with the rule held-out, whose pixels it has not seen: E |Af(z) - y|^2 =
-    error + sigma^2 (Batson and Royer 2019, proposition 1). With other rules a lower bound, since the fit has seen all
-    of y and its error is correlated with the noise."""
+    error + sigma^2 (Batson and Royer 2019, proposition 1), and so of several that hold out blocks, of which it is the
+    mean error of one. With other rules a lower bound, since the fit has seen all of y and its error is correlated with
+    the noise."""
     steps: Int[np.ndarray, "pictures repeats tiles"]  # counted from 1, of the output that was kept
     stopped: Bool[np.ndarray, "pictures repeats tiles"]  # whether the rule fired
     stuck: Bool[np.ndarray, "pictures repeats tiles"]  # whether the fit lies near a constant
@@ -45,7 +46,7 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
     chosen = tuple("average" if average else "output" for average in averages)
     pick = averages[:, None, None, None, None]
     error = np.where(averages, misfits["average"], misfits["output"]) - given.sigma.astype(np.float64) ** 2
-    if config.folds > 1:
+    if config.folds > 1 and not holds_out_blocks(config, given):  # whose noise would have to be white
         error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
                                   rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))

@@ -21,6 +21,7 @@ from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.noise_level import estimate_sigma
 from dipddpm_jax.inverse.noises import Gaussian
+from dipddpm_jax.inverse.whiteness import FAR, is_correlated, level_at
 
 
 class Units(NamedTuple):
@@ -81,7 +82,9 @@ def restore(
     check_dip(config)
     config = recommended(config, chosen, picture.shape[0] * picture.shape[1])
     y = units.inside(picture)
-    level = estimate_sigma(y, known) if sigma is None else sigma / units.span
+    correlated = task == "denoise" and is_correlated(y)
+    estimated = level_at(y, FAR) if correlated else estimate_sigma(y, known)
+    level = estimated if sigma is None else sigma / units.span
     scale = config.factor if task == "superres" else 1
     size = (y.shape[0] * scale, y.shape[1] * scale)
     y = y if known is None else y * known
@@ -91,7 +94,8 @@ def restore(
         measurement = Measurement(jnp.asarray(y), observe, Gaussian(float(level)))
         found = restorer_for(method, measurement, mask)(measurement, jax.random.key(seed))
         return units.outside(np.asarray(found.picture))
-    given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size)
+    given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size,
+                         correlated=correlated)
     return units.outside(_fitted(config, given, progress))
 
 

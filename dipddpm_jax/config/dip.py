@@ -64,6 +64,10 @@ class DipConfig:
     """When to stop, and what is restored. held-out: the average of outputs with the lowest error on pixels that the fit
     does not see. The others, one output: lowest moving variance (wmv; exponential: emv); misfit down to the noise;
     plateau of the loss; the last. oracle sees the clean picture: for study only."""
+    hold_out: Literal["auto", "pixels", "blocks"] = "auto"
+    """What the rule held-out keeps back: single pixels, or blocks of 5x5, judged by their inner 3x3, for noise that
+    neighbouring pixels share, as in pictures of cameras that were interpolated or resized. auto: blocks where the
+    noise of a picture to denoise looks like that."""
     window: int = 100
     """Outputs in the window of wmv."""
     patience: int = 1000
@@ -168,6 +172,8 @@ def load_dip_config(path: Path, kind: type[Config] = DipConfig) -> tuple[Config,
     try:
         record = json.loads(path.read_text())
         raw = record[KEYS[kind]]
+        if kind is DipConfig:
+            raw = {"hold_out": "pixels", **raw}  # what there was when a restoration did not say it
         paths = {name: Path(raw[name]) for name in ("clean", "mask") if raw.get(name) is not None}
         return from_json(kind, {**raw, **paths}), dict(record.get("read", {}))
     except FileNotFoundError:

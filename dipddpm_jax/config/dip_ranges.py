@@ -96,6 +96,8 @@ def idle_options(config: DipConfig | StagedConfig) -> dict[str, str]:
         idle["--code"] = f"--variant {config.variant} starts from the measurement (--code image)"
     if config.variant == "aseqdip":
         idle["--jitter"] = "--variant aseqdip adds no noise to its code"
+    if config.stop != "held-out":
+        idle["--hold-out"] = "it is for --stop held-out"
     if config.stop != "wmv":
         idle["--window"] = "it is for --stop wmv"
     return idle

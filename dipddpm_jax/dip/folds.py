@@ -37,6 +37,19 @@ def fold_masks(key: Key[Array, ""], known: Float[Array, "h w _"], folds: int) ->
     return (part[None] == jnp.arange(folds)[:, None, None]).astype(jnp.float32)[..., None]
 
 
+def block_masks(
+    key: Key[Array, ""], height: int, width: int, folds: int, side: int = 5
+) -> tuple[Float[Array, "folds h w 1"], Float[Array, "folds h w 1"]]:
+    """Blocks of side x side pixels, each in one of `folds` parts, for noise that neighbours share: what a fit does not
+    see, and the blocks without their margins, which are judged. No pixel that is judged has a neighbour that is seen.
+    """
+    rows, columns = -(-height // side), -(-width // side)
+    hidden = fold_masks(key, jnp.ones((rows, columns, 1)), folds)
+    hidden = jnp.repeat(jnp.repeat(hidden, side, 1), side, 2)[:, :height, :width]
+    inner = [(jnp.arange(length) % side > 0) & (jnp.arange(length) % side < side - 1) for length in (height, width)]
+    return hidden, hidden * jnp.outer(*inner)[None, ..., None]
+
+
 def cross_fit_errors(
     observed: Float[Array, "fits *n"], y: Float[Array, "*n"], parts: Float[Array, "fits ..."],
     known: Float[Array, "..."], variance: Float[Array, "*n"],

@@ -109,4 +109,5 @@ def test_configurations_of_before_are_read(tmp_path):
     (tmp_path / "config.json").write_text(
         '{"dip": {"image": "a.png", "clean": null, "task": "denoise", "sigma": null, "peak": null, "mask": null, '
         '"keep": 0.5, "factor": 4, "blur": 1.6, "size": 64, "network": "conv", "seed": 0, "tile": 768}}')
-    assert load_dip_config(tmp_path / "config.json") == (DipConfig(image="a.png", size=64, network="conv"), {})
+    wanted = DipConfig(image="a.png", size=64, network="conv", hold_out="pixels")  # the only way that there was
+    assert load_dip_config(tmp_path / "config.json") == (wanted, {})
