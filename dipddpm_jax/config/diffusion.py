@@ -121,7 +121,7 @@ class FewStep:
 
     calls: int = 2
     """Network calls from noise to a picture."""
-    hops: int = 25
+    hops: int = 16
     """Steps of the teacher from noise to a picture."""
     guidance: float = 0.0
     """Weight with which the teacher is guided; the new network needs none."""

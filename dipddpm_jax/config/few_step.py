@@ -28,8 +28,8 @@ class FewStepCommand:
     guidance: float | None = None
     """Weight with which the teacher is guided; default: as it draws. The new model then draws so without guidance."""
     data: Annotated[str | None, tyro.conf.arg(help=_DATA)] = None
-    steps: int = 2000
-    batch_size: int = 64
+    steps: int = 1500
+    batch_size: int = 32
     learning_rate: float = 1e-3
     """At the end of the warm-up of 50 steps; it falls to 0 as a cosine."""
     ema_decay: float = 0.99

@@ -29,10 +29,12 @@ RUN = ["--devices", "1", "--sample-every", "0", "--chunk", "2"]
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """Compilation caches and devices are as the tests have them."""
+    """Compilation caches and devices are as the tests have them, and compiling takes less time than running."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dipddpm_jax.devices.set_up", lambda run=None: None)
+        jax.config.update("jax_disable_most_optimizations", True)
         yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_from_a_prior_the_pictures_that_are_installed_are_taken(monkeypatch):
     cli.train_main(["few-step", "--from", "digits", "--calls", "1"])
     (config, _, name), = asked
     prior = pretrained.configuration_of_prior("digits")[0]
-    assert (config.data, config.few_step, name) == ("mnist5k", FewStep(1, 25, prior.sampler.guidance), "few-step")
+    assert (config.data, config.few_step, name) == ("mnist5k", FewStep(1, 16, prior.sampler.guidance), "few-step")
     assert config.sampler == SamplerConfig("consistency", num_steps=2)
 
 
