@@ -123,6 +123,7 @@ INTRO = """# Pretrained models that come with the package
 
     python sample.py --prior digits --labels 3 7          draws from one; no training, no download
     python train.py --from digits --data mine.npz         goes on with its weights on other pictures
+    python train.py few-step --from digits                makes a model that draws in two calls (results/few_steps.md)
     python -m dipddpm_jax evaluate --prior digits         judges it again (its data set must be at hand)
     model = dipddpm_jax.load_prior("digits")              the same as a value: network, weights, schedule, denoiser
 

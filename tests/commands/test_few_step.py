@@ -28,13 +28,11 @@ RUN = ["--devices", "1", "--sample-every", "0", "--chunk", "2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet():
-    """Compilation caches and devices are as the tests have them, and compiling takes less time than running."""
+def quiet(fast_compilation):
+    """Compilation caches and devices are as the tests have them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dipddpm_jax.devices.set_up", lambda run=None: None)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

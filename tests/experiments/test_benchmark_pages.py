@@ -1,5 +1,5 @@
 """What benchmarks write about their own rows."""
-from benchmarks import default_run, places
+from benchmarks import default_run, few_steps, places
 from dipddpm_jax import records
 
 ROW = {"steps": 10, "seconds": 3, "held_out_loss": 0.5, "best_held_out_loss": 0.4, "read": 0.8, "real_read": 0.96,
@@ -17,3 +17,7 @@ def test_rows_of_several_versions_of_the_code_are_said_to_be():
 def test_the_page_of_longer_runs_is_that_of_its_lines():
     lines = records.read_lines(places.REPO / "docs" / "results" / "default_run.jsonl")
     assert (places.REPO / "docs" / "longer_runs.md").read_text() == default_run.table(lines)
+
+
+def test_the_page_of_few_steps_is_that_of_its_lines():
+    assert few_steps.PAGE.read_text() == few_steps.page(records.read_lines(few_steps.LINES))
