@@ -21,6 +21,7 @@ sys.path.insert(0, str(REPO))
 
 import json  # noqa: E402
 
+from benchmarks.few_steps import training_of  # noqa: E402
 from dipddpm_jax import data, devices, plots, pretrained, records, torch_files, torch_weights  # noqa: E402
 from dipddpm_jax.commands import model as models  # noqa: E402
 from dipddpm_jax.commands.evaluation import network_calls  # noqa: E402
@@ -60,6 +61,8 @@ def shortened(config: TrainConfig, step: int) -> TrainConfig:
 def command_of(workdir: Path, step: int) -> str:
     """The command line that makes a run up to a step, without its folders."""
     preset, config, _ = saved.load(workdir / "config.json")
+    if config.few_step is not None:
+        return training_of(workdir)["train"]
     config = shortened(config, step)
     base, words = PRESETS["unet"][1], ["python", "train.py"]
     if config.start is not None:
@@ -123,7 +126,8 @@ INTRO = """# Pretrained models that come with the package
 
     python sample.py --prior digits --labels 3 7          draws from one; no training, no download
     python train.py --from digits --data mine.npz         goes on with its weights on other pictures
-    python train.py few-step --from digits                makes a model that draws in two calls (results/few_steps.md)
+    python sample.py --prior digits-fast --labels 3 7     draws in two network calls (results/few_steps.md)
+    python train.py few-step --from digits                how digits-fast was made; of your own runs, too
     python -m dipddpm_jax evaluate --prior digits         judges it again (its data set must be at hand)
     model = dipddpm_jax.load_prior("digits")              the same as a value: network, weights, schedule, denoiser
 

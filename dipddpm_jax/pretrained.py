@@ -27,6 +27,8 @@ class Prior(NamedTuple):
 
 PRIORS = {
     "digits": Prior("prior_digits.safetensors", "handwritten digits 0 to 9 (MNIST), 28x28, drawn by label", "mnist5k"),
+    "digits-fast": Prior("prior_digits_fast.safetensors", "the same in two network calls, made from digits by few-step",
+                         "mnist5k"),
 }
 
 
