@@ -121,7 +121,7 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
         given = given * known
     return Measurements(source.names, given, clean, known, sigma.astype(np.float32), size, False, source.whites,
                         source.origins, checksums,
-                        source.notes + _noise_note(config, source) + _correlation_note(config, source.names, shared),
+                        source.notes + _noise_note(config, source) + _correlation_note(source.names, shared),
                         any(shared))
 
 
@@ -134,16 +134,14 @@ def _noise_note(config: DipConfig, source: Source) -> tuple[str, ...]:
             f"{255 * after:.1f} after (of 255); --crop {config.size} cuts instead, and leaves it as it is",)
 
 
-def _correlation_note(config: DipConfig, names: tuple[str, ...], shared: list[bool]) -> tuple[str, ...]:
-    """That neighbours share noise, for which pictures, and what is done about it."""
+def _correlation_note(names: tuple[str, ...], shared: list[bool]) -> tuple[str, ...]:
+    """Names the pictures whose neighbouring pixels share noise."""
     found = [name for name, is_shared in zip(names, shared) if is_shared]
     if not found:
         return ()
-    answers = {"auto": "blocks of pixels are held out", "blocks": "blocks of pixels are held out",
-               "pixels": "--hold-out blocks would judge by pixels without such neighbours"}
-    answer = answers[config.hold_out] if config.stop == "held-out" else "this stop rule takes noise for white"
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return (f"the noise of {', '.join(found[:3])}{more} is correlated between neighbouring pixels: {answer}",)
+    return (f"the noise of {', '.join(found[:3])}{more} is correlated between neighbouring pixels; rules and methods "
+            "that take it for white go wrong",)
 
 
 def _mask(config: DipConfig, size: tuple[int, int], count: int, checksums: dict[str, int]) -> Pictures | None:

@@ -98,9 +98,20 @@ def decibels(error: float) -> float | None:
 
 
 def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str) -> list[str]:
-    """What the user should know: which fits are stuck, that no stop rule fired (`more` says how to go on), and which
-    pictures are estimated to be no better than their measurements."""
-    return _near_constant(result) + _not_fired(config, result, more) + _no_better(config, given, result)
+    """What the user should know: what was done about shared noise, which fits are stuck, that no stop rule fired
+    (`more` says how to go on), and which pictures are estimated to be no better than their measurements."""
+    return (shared_noise(config, given) + _near_constant(result) + _not_fired(config, result, more)
+            + _no_better(config, given, result))
+
+
+def shared_noise(config: DipConfig, given: Measurements) -> list[str]:
+    """What was done about noise that neighbouring pixels share, by the rule that can do something."""
+    if not given.correlated or config.stop != "held-out":
+        return []
+    if holds_out_blocks(config, given):
+        return ["blocks of 5x5 pixels were held out, since neighbours share noise"]
+    return ["--hold-out blocks would judge by pixels whose neighbours are not seen" if config.hold_out == "pixels" else
+            "the picture is too small to hold out blocks of it"]
 
 
 def _near_constant(result: Outcome) -> list[str]:

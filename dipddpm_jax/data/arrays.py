@@ -70,18 +70,18 @@ def _fits():
     return fits
 
 
-def tiff_pages(path: Path) -> tuple[int, bool]:
-    """How many pages of a TIFF file can be restored together, those of the first one's size and type, and whether its
+def tiff_pages(path: Path) -> tuple[list[int], bool]:
+    """Which pages of a TIFF file can be restored together, those of the first one's size and type, and whether their
     numbers are integers with a sign."""
     import tifffile  # scikit-image brings it
 
     try:
         with tifffile.TiffFile(path) as file:
             first = file.pages[0]
-            return (sum(page.shape == first.shape and page.dtype == first.dtype for page in file.pages),
-                    first.dtype.kind == "i")
+            alike = [i for i, page in enumerate(file.pages) if (page.shape, page.dtype) == (first.shape, first.dtype)]
+            return alike, first.dtype.kind == "i"
     except Exception:  # noqa: BLE001 - whoever reads the pixels says what is wrong with the file
-        return 1, False
+        return [0], False
 
 
 def write_array(path: Path, pages: Shaped[np.ndarray, "n h w c"], origin: Origin) -> None:

@@ -91,9 +91,7 @@ def _numbers(image: Image.Image, path: Path, page: int) -> Stored:
     return Stored(np.array(upright.convert("RGB")), None, 255)
 
 
-def _sixteen_bits(
-    path: Path, page: int, mode: str, raw: str, hole: tuple[int, ...] | None
-) -> Stored:
+def _sixteen_bits(path: Path, page: int, mode: str, raw: str, hole: tuple[int, ...] | None) -> Stored:
     """Two to four channels of 16 bits, from two readings."""
     if raw == "LA;16B":  # read as if its four bytes a pixel were four channels
         bytes_ = _read_as(path, page, "RGBA").astype(np.uint16)

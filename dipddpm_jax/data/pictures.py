@@ -54,13 +54,14 @@ def read_pages(path: Path) -> list[Picture]:
         return _between_ends(path, array, array.dtype, axes)
     if suffix not in TIFF:
         return [read_float(path)]
-    count, signed = tiff_pages(path)
+    places, signed = tiff_pages(path)
+    several = "n" if len(places) > 1 else ""
     if signed:
-        array = np.stack([decoding.decode(path, page).colour for page in range(count)])
+        array = np.stack([decoding.decode(path, page).colour for page in places])
         if array.min() < 0:
-            return _between_ends(path, array, array.dtype, "nhw" if count > 1 else "hw")
-    pages = same_white([read_float(path, page) for page in range(count)])
-    axes = ("n" if len(pages) > 1 else "") + ("hwc" if pages[0].values.shape[-1] == 3 else "hw")
+            return _between_ends(path, array, array.dtype, several + ("hwc" if array.shape[-1] == 3 else "hw"))
+    pages = same_white([read_float(path, page) for page in places])
+    axes = several + ("hwc" if pages[0].values.shape[-1] == 3 else "hw")
     numbers = np.stack([page.values * np.float64(page.white) for page in pages])
     if pages[0].kind == "float" and (numbers.max() < pages[0].white / 4 or numbers.min() < -pages[0].white):
         return _between_ends(path, numbers, np.dtype(np.float32), axes)

@@ -69,9 +69,17 @@ def test_pages_share_black_and_white(tmp_path):
 
 def test_only_pages_of_the_first_ones_size_belong_together(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-        for page in (NUMBERS[0], NUMBERS[1], NUMBERS[0, ::2, ::2]):  # the last one is a small view of the first
+        for page in (NUMBERS[0], NUMBERS[0, ::2, ::2], NUMBERS[1]):  # the second one is a small view of the first
             file.write(page.astype(np.float32), photometric="minisblack")
-    assert [page.values.shape for page in pictures.read_pages(tmp_path / "a.tif")] == [(24, 16, 1)] * 2
+    (tmp_path / "out").mkdir()
+    np.testing.assert_allclose(read(back(tmp_path / "a.tif", tmp_path / "out")), NUMBERS, atol=1e-5)
+
+
+def test_colours_with_a_sign_keep_their_channels(tmp_path):
+    given = RNG.integers(-200, 200, (12, 10, 3), np.int16)
+    tifffile.imwrite(tmp_path / "a.tif", given, photometric="rgb")
+    (tmp_path / "out").mkdir()
+    np.testing.assert_array_equal(read(back(tmp_path / "a.tif", tmp_path / "out")), given)
 
 
 def test_channels_stand_last_and_a_mask_may_be_an_array(tmp_path):

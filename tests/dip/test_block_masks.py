@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from dipddpm_jax.commands import cli_fits, fits
+from dipddpm_jax.commands import cli_fits, fits, outcome
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip.folds import block_masks
@@ -45,6 +45,17 @@ def test_a_fit_holds_out_blocks_where_neighbours_share_noise(tmp_path, blur, fol
             assert not (binary_dilation(inner > 0, np.ones((3, 3))) & (one * (1 - inner) > 0)).any()
     pixels = fits.make_fits(DipConfig(image=config.image, folds=folds, network="conv", hold_out="pixels"), given)
     assert pixels.problems.known is None
+
+
+@pytest.mark.parametrize("more, said", [
+    ({}, "blocks of 5x5 pixels were held out"), ({"hold_out": "pixels"}, "--hold-out blocks would judge"),
+    ({"folds": 100}, "too small to hold out blocks"), ({"stop": "wmv"}, None)])
+def test_what_is_said_about_shared_noise_is_what_was_done(tmp_path, more, said):
+    config = DipConfig(image=saved(tmp_path / "a.npy", 1.0), **more)
+    given = load_measurements(config)
+    notes = outcome.shared_noise(config, given)
+    assert notes == [] if said is None else len(notes) == 1 and said in notes[0]
+    assert "blocks" not in " ".join(given.notes)  # which other methods quote, too
 
 
 def test_blocks_of_a_small_picture_are_refused_and_idle_options_too(tmp_path, capsys):
