@@ -110,7 +110,7 @@ def write(results: list[dict], out: Path) -> None:
     records.write_lines(out / "speed.jsonl", results)
     (out / "speed.md").write_text(page(results))
     plot(results, out / "speed.png")
-    readme = REPOSITORY / "README.md"
+    readme = REPO / "README.md"
     if out.resolve() == RESULTS and "<!-- speed -->" in readme.read_text():
         before, _, rest = readme.read_text().partition("<!-- speed -->")
         _, _, after = rest.partition("<!-- end of speed -->")

@@ -1,5 +1,5 @@
 """What benchmarks write about their own rows."""
-from benchmarks import default_run, few_steps, places
+from benchmarks import default_run, few_steps, places, speed_page
 from dipddpm_jax import records
 
 ROW = {"steps": 10, "seconds": 3, "held_out_loss": 0.5, "best_held_out_loss": 0.4, "read": 0.8, "real_read": 0.96,
@@ -21,3 +21,18 @@ def test_the_page_of_longer_runs_is_that_of_its_lines():
 
 def test_the_page_of_few_steps_is_that_of_its_lines():
     assert few_steps.PAGE.read_text() == few_steps.page(records.read_lines(few_steps.LINES))
+
+
+def test_the_pages_of_speed_are_written_and_the_readme_keeps_the_rest(tmp_path, monkeypatch):
+    lines = records.read_lines(places.REPO / "docs" / "results" / "speed.jsonl")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- speed -->\nold\n<!-- end of speed -->\nafter\n")
+    monkeypatch.setattr(speed_page, "REPO", tmp_path)
+    monkeypatch.setattr(speed_page, "RESULTS", tmp_path / "results")
+    speed_page.write(lines, tmp_path / "results")
+    assert records.read_lines(tmp_path / "results" / "speed.jsonl") == lines
+    assert (tmp_path / "results" / "speed.png").stat().st_size > 1000
+    assert (tmp_path / "results" / "speed.md").read_text() == speed_page.page(lines)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- speed -->\n| job |") and text.endswith("<!-- end of speed -->\nafter\n")
+    assert "old" not in text
