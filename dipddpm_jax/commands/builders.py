@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
@@ -132,8 +133,17 @@ def example_labels(facts: Facts) -> Labels | None:
     return jnp.zeros((1, len(facts.label_names))) if facts.multi_hot else jnp.zeros(1, jnp.int32)
 
 
+MUON_RMS = 0.2  # of a step, in learning rates: about that of Adam's (Liu et al. 2025, arXiv 2502.16982)
+
+
+def _kernels(params: PyTree) -> PyTree:
+    """Which parameters Muon takes, and as which matrices: kernels, from all their inputs to their outputs."""
+    return jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
+                        if p.ndim > 1 else None, params)
+
+
 def make_optimizer(c: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Adam or AdamW, with warm-up, a learning-rate schedule over `steps`, and gradient clipping."""
+    """Adam, AdamW or Muon, with warm-up, a learning-rate schedule over `steps`, and gradient clipping."""
     after = max(steps - c.warmup_steps, 1)
     match c.decay:
         case "constant":
@@ -147,7 +157,13 @@ def make_optimizer(c: OptimizerConfig, steps: int) -> optax.GradientTransformati
     if c.warmup_steps:
         warmup = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps)
         rate = optax.join_schedules([warmup, rate], [c.warmup_steps])
-    update = optax.adam(rate) if c.name == "adam" else optax.adamw(rate, weight_decay=c.weight_decay)
+    match c.name:
+        case "adam":
+            update = optax.adam(rate)
+        case "adamw":
+            update = optax.adamw(rate, weight_decay=c.weight_decay)
+        case "muon":
+            update = optax.contrib.muon(rate, muon_weight_dimension_numbers=_kernels, consistent_rms=MUON_RMS)
     return update if c.clip_norm is None else optax.chain(optax.clip_by_global_norm(c.clip_norm), update)
 
 

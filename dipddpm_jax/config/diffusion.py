@@ -75,6 +75,8 @@ class OwnNetwork:
 SCHEDULES = {
     "linear": ("first_beta", "last_beta", "beta_steps"),
     "cosine": (),
+    "flow": (),
+    "lognormal": (),
     "linear_at_zero": ("first_beta", "last_beta"),
     "waves_at_zero": ("first_beta", "last_beta"),
 }
@@ -83,8 +85,9 @@ SCHEDULES = {
 @dataclass(frozen=True)
 class ScheduleConfig:
     name: str = "linear"
-    """linear, cosine, or MODULE:FUNCTION, your own function num_steps -> NoiseSchedule; linear_at_zero and
-    waves_at_zero are system 004's, with an entry for time 0."""
+    """linear, cosine, flow (flow matching's straight path), lognormal (EDM's training noise), or MODULE:FUNCTION, your
+    own function num_steps -> NoiseSchedule; linear_at_zero and waves_at_zero are system 004's, with an entry for time
+    0."""
     num_steps: int = 1000
     first_beta: float = 1e-4
     last_beta: float = 0.02
@@ -95,7 +98,8 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "muon"] = "adam"
+    """muon moves each kernel by an orthogonal matrix as large as a step of Adam, and all else by Adam."""
     learning_rate: float = 1e-3
     warmup_steps: int = 0
     decay: Literal["constant", "cosine", "linear", "step"] = "constant"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
+from scipy.special import ndtr
 
 
 class NoiseSchedule(NamedTuple):
@@ -87,6 +88,31 @@ def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> No
     u = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
     alpha_bars = np.cos(u * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], max_beta))
+
+
+def flow(num_steps: int, max_beta: float = 0.999) -> NoiseSchedule:
+    """Flow matching's straight path (1 - u) x_0 + u eps (Lipman et al. 2023), scaled to unit variance.
+
+    Its noise is sigma = u / (1 - u); with the target v it is the same regression, up to a weight of each time.
+    """
+    u = np.arange(num_steps + 1) / num_steps
+    alpha_bars = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+    return from_betas(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], max_beta))
+
+
+def lognormal(num_steps: int, mean: float = -1.2, std: float = 1.2, share: float = 0.95) -> NoiseSchedule:
+    """EDM's training noise, ln sigma ~ N(mean, std^2) (Karras et al. 2022, table 1), as quantiles: times drawn evenly
+    are noise so distributed.
+
+    A part of 1 - `share` is spread evenly over the paper's ln .002 .. ln 80, so that a chain can begin with noise.
+    """
+    first, last = np.log(0.002), np.log(80.0)
+    log_sigma = np.linspace(first, last, 20_001)
+    below = share * ndtr((log_sigma - mean) / std) + (1 - share) * (log_sigma - first) / (last - first)
+    below = (below - below[0]) / (below[-1] - below[0])
+    sigma = np.exp(np.interp(np.arange(1, num_steps + 1) / num_steps, below, log_sigma))
+    alpha_bars = np.concatenate([[1.0], 1 / (1 + sigma**2)])
+    return from_betas(1 - alpha_bars[1:] / alpha_bars[:-1])
 
 
 def strided_grid(start: int, num_steps: int, stop: int = 0) -> Int[np.ndarray, "grid"]:

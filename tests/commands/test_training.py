@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dipddpm_jax import checkpoints, data, files
+from dipddpm_jax.commands import builders
 from dipddpm_jax.commands import train as training_command
 from dipddpm_jax.commands.model import load_run
 from dipddpm_jax.commands.train import Training, train_model
@@ -102,6 +103,26 @@ def test_a_run_of_eight_devices_goes_on_with_one_two_four_or_eight(tmp_path, fas
         again.advance(4)
         for got, expected in zip(arrays(again), arrays(whole), strict=True):
             np.testing.assert_allclose(got, expected, rtol=0, atol=0 if count == 8 else 2e-4)  # Adam's steps: 1e-3
+
+
+def test_muon_turns_each_kernel_by_an_orthogonal_matrix_and_a_run_of_it_resumes_bitwise(tmp_path):
+    params = {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}
+    keys = jax.random.split(jax.random.key(0), 2)
+    grads = {"kernel": jax.random.normal(keys[0], (3, 3, 4, 8)), "bias": jax.random.normal(keys[1], (8,))}
+    moved = {}
+    for name in ("muon", "adam"):
+        optimizer = builders.make_optimizer(OptimizerConfig(name, learning_rate=0.01), 10)
+        moved[name], _ = optimizer.update(grads, optimizer.init(params), params)
+    singular = jnp.linalg.svd(moved["muon"]["kernel"].reshape(36, 8), compute_uv=False)
+    np.testing.assert_allclose(singular / (0.01 * 0.2 * 6), 1, atol=0.35)  # of 0.2 rate sqrt(36), to Newton and Schulz
+    np.testing.assert_array_equal(jnp.sign(moved["muon"]["bias"]), -jnp.sign(grads["bias"]))
+    assert jnp.abs(moved["adam"]["kernel"]).max() < 1.01 * 0.01
+    config = replace(TINY, optimizer=OptimizerConfig("muon", decay="constant"))
+    whole, parts = (train(PICTURES, None, config, steps, tmp_path / name, run=RUN)
+                    for name, steps in (("whole", 8), ("parts", 4)))
+    train(PICTURES, steps=8, workdir=parts, resume=True, run=RUN)
+    jax.tree.map(np.testing.assert_array_equal, load_run(whole).weights, load_run(parts).weights)
+    assert rows(whole)[-1]["loss"] == rows(parts)[-1]["loss"]
 
 
 @pytest.mark.parametrize("images, labels, message", [

@@ -23,6 +23,17 @@ def test_published_values():
         np.testing.assert_allclose(schedules.linear(1000).alpha_bars[steps], bar, rtol=0.02)  # system 001
 
 
+def test_times_drawn_evenly_are_the_noise_of_flow_matching_and_of_edm():
+    u = np.arange(1, 1000) / 1000
+    sigma = np.sqrt(1 / schedules.flow(1000).alpha_bars[1:-1] - 1)
+    np.testing.assert_allclose(sigma, u / (1 - u), rtol=1e-9)
+    levels = np.log(np.sqrt(1 / schedules.lognormal(20_000).alpha_bars[1:] - 1))
+    np.testing.assert_allclose(np.exp(levels[-1]), 80, rtol=1e-9)
+    middle = levels[np.abs(levels + 1.2) < 2 * 1.2]
+    assert abs(np.median(middle) + 1.2) < 0.02
+    assert abs(len(middle) / 20_000 - (0.95 * 0.9545 + 0.05 * 4.8 / np.log(80 / 0.002))) < 2e-3
+
+
 def test_linear_betas_come_back():
     np.testing.assert_allclose(S.betas, np.linspace(1e-4, 0.02, 50), rtol=1e-9)
 

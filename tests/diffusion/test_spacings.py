@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from dipddpm_jax.commands import builders
+from dipddpm_jax.config.diffusion import ScheduleConfig
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.sampler import SAMPLERS, SPACINGS, SamplerConfig
 from dipddpm_jax.diffusion import denoisers, samplers, schedules, spacings
 from dipddpm_jax.types import Prediction
 
-CONFIGS = {config.schedule: None for _, config in PRESETS.values()}  # four different ones
+CONFIGS = {config.schedule: None for _, config in PRESETS.values()} | {  # four different ones
+    ScheduleConfig(name): None for name in ("flow", "lognormal")}
 SCHEDULES = {f"{c.name} {c.num_steps} {c.last_beta}": builders.make_schedule(c) for c in CONFIGS}
 # Two sets of data, as mixtures of two Gaussians: N(0.3, 0.5^2), and two modes.
 WEIGHTS = np.array([[0.5, 0.5], [0.3, 0.7]])
