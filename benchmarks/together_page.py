@@ -21,6 +21,7 @@ UNIONS = {  # row: what of it there would be without a diffusion prior
     "adapted prior": "cross-fit",
     "learned start": "cross-fit",
     "educated start": "cross-fit",
+    "self-diffusion from the prior": "cross-fit",
 }
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # 97.5 % quantiles
 

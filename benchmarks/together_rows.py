@@ -26,6 +26,7 @@ from dipddpm_jax.hybrids import (
     guided_fit,
     learned_start,
     pigdm,
+    trained_self_diffusion,
     truncated_reverse,
 )
 from dipddpm_jax.hybrids.prior import DiffusionPrior, time_of_noise
@@ -275,5 +276,6 @@ def learning(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]
     own = {} if prior.learned is None else {
         "adapted prior": lambda: adaptation.adapted(prior, c.calls, c.samples),
         "educated start": lambda: educated_start.educated_start(prior),
+        "self-diffusion from the prior": lambda: trained_self_diffusion.trained_self_diffusion(prior),
     }
     return {**own, "learned start": lambda: learned_start.learned_start(prior)}

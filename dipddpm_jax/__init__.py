@@ -16,7 +16,7 @@ The rooms, each importing only those before it:
     dip           one picture, one untrained network: fit, variants, stopping, study (oracles), staged (system 002)
     hybrids       where the two meet: filtered_start (system 001), passes (system 003); restorers by a diffusion prior
                   (prior has what they share): truncated_reverse, pigdm, ddnm, ...; what learns from the picture:
-                  guided_fit, adaptation, learned_start, educated_start
+                  guided_fit, adaptation, learned_start, educated_start, trained_self_diffusion
   from here on there are side effects (disk, network, other libraries)
     config        what can be asked for: frozen dataclasses and presets, parsed before JAX is imported
     data          load(name, split): embedded digits, photographs, rendered scenes, TFDS builders, folders

@@ -25,6 +25,7 @@ from dipddpm_jax.hybrids import (
     educated_start,
     learned_start,
     pigdm,
+    trained_self_diffusion,
     truncated_reverse,
 )
 from dipddpm_jax.hybrids.prior import DiffusionPrior
@@ -39,6 +40,7 @@ MAKERS: dict[str, Callable[..., Restore]] = {
 
 BY_ITSELF: dict[str, Callable[[DiffusionPrior], Restore]] = {
     "one-step": truncated_reverse.one_step, "educated-start": educated_start.educated_start,
+    "self-diffusion": trained_self_diffusion.trained_self_diffusion,
 }
 
 

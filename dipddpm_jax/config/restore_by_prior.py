@@ -33,6 +33,8 @@ PRIOR_METHODS = {
     "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False),
     "educated-start": RestoringMethod("a deep image prior that begins as the trained network, as EDIP",
                                       samples=False, calls=False),
+    "self-diffusion": RestoringMethod("self-diffusion whose network begins as the trained one, after Luo and Huang "
+                                      "2025", samples=False, calls=False),
 }
 NEEDS = {"inpaint": "mask", "superres": "factor", "deblur": "blur"}
 
@@ -55,7 +57,7 @@ class RestoreOptions:
     """Standard deviation of the blur that deblur undoes, in pixels."""
     method: str = AUTO
     """auto (truncated to denoise, else matched), one-step, truncated, ddnm, diffpir, dps, pigdm, matched, decoupled,
-    adapted, learned-start or educated-start: docs/results/together.md compares them."""
+    adapted, learned-start, educated-start or self-diffusion: docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""
     samples: int = 8

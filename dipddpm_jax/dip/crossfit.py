@@ -64,7 +64,7 @@ def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_
         fit = fit_for(measurement, known)
         parts = fold_masks(jax.random.fold_in(key, 0), known, folds)
         states = run_fits(fit, *start_fold_fits(fit, measurement, known, parts, key), num_steps)
-        return restoration(measurement, known, parts, states)
+        return mean_of_fits(measurement, known, parts, states.kept.average, int(states.step.sum()))
 
     return restore
 
@@ -142,17 +142,17 @@ def _advance_to(fit: Dip, problem: DipProblem, state: DipState, step: Int[Array,
     return jax.lax.while_loop(lambda state: state.step < step, lambda state: fit.advance(problem, state, 1)[0], state)
 
 
-def restoration(
-    measurement: Measurement, known: Float[Array, "..."], parts: Float[Array, "folds h w 1"], states: DipState,
+def mean_of_fits(
+    measurement: Measurement, known: Float[Array, "..."], parts: Float[Array, "folds h w 1"],
+    pictures: Float[Array, "folds p q c"], steps: int,
 ) -> Restoration:
-    """The mean of what the fits kept, its spread, and its estimated error."""
-    pictures = states.kept.average
+    """The mean of the pictures that fits kept which were each blind to a part, its spread, and its estimated error."""
     picture = pictures.mean(0)
     observed = jax.vmap(measurement.operator.forward)(pictures)
     variance = measurement.noise.variance(observed.mean(0))
     errors = cross_fit_errors(observed, measurement.y, parts, known, variance)
     error = errors.overall(known.mean())
-    return Restoration(picture, pictures.std(0), Cost(steps=int(states.step.sum()), error=float(error)))
+    return Restoration(picture, pictures.std(0), Cost(steps=steps, error=float(error)))
 
 
 def _blind_error(

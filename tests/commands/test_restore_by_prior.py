@@ -88,7 +88,8 @@ def test_inpainting_keeps_what_is_known_and_says_how_unsure_it_is(noisy, run):
 
 
 @pytest.mark.parametrize("method, words", [
-    ("adapted", ["--calls", "4", "--samples", "2"]), ("learned-start", ["--samples", "2"]), ("educated-start", [])])
+    ("adapted", ["--calls", "4", "--samples", "2"]), ("learned-start", ["--samples", "2"]), ("educated-start", []),
+    ("self-diffusion", [])])
 def test_methods_that_learn_from_the_picture_restore_it(noisy, run, method, words):
     """White noise of 60 about the mean: whatever they learn, the picture must come nearer to it."""
     cli.sample_main([run, "--restore", "noisy.png", "--sigma", "60", "--method", method, "--out", "out", *words])

@@ -118,7 +118,7 @@ def test_the_mean_errs_less_than_its_fits_and_spread_says_how_they_differ():
     known, key = crossfit.observed_pixels(measurement, jax.random.key(3)), jax.random.key(3)
     parts = fold_masks(key, known, 4)
     states = crossfit.run_fits(FIT, *crossfit.start_fold_fits(FIT, measurement, known, parts, key), 100)
-    result = crossfit.restoration(measurement, known, parts, states)
+    result = crossfit.mean_of_fits(measurement, known, parts, states.kept.average, int(states.step.sum()))
     errors = jnp.square(states.kept.average - scene()[None])
     # (mean f - x)^2 = mean (f - x)^2 - spread^2, pixel by pixel
     np.testing.assert_allclose(jnp.square(result.picture - scene()), errors.mean(0) - result.spread**2, atol=1e-5)

@@ -12,7 +12,7 @@ from dipddpm_jax.diffusion import schedules, spacings
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.dip.folds import fold_masks
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids import adaptation, educated_start, learned_start, pigdm
+from dipddpm_jax.hybrids import adaptation, educated_start, learned_start, pigdm, trained_self_diffusion
 from dipddpm_jax.hybrids.prior import DiffusionPrior, Learned, time_of_noise, transitions
 from dipddpm_jax.inverse import exact, noises, operators
 from dipddpm_jax.inverse.measurement import Measurement
@@ -150,7 +150,38 @@ def test_an_educated_start_learns_what_the_prior_did_not_know(operator):
     assert after.evidence.steps > 0 and after.evidence.error < before.evidence.error
 
 
-@pytest.mark.parametrize("make", [adaptation.adapted, educated_start.educated_start])
+def test_self_diffusion_that_learns_nothing_is_a_chain_of_the_denoiser():
+    """At rate 0 each level is x <- mean + g (x - mean) + noise, and the level with the lowest blind error is kept."""
+    _, measurement = measured(operators.identity)
+    prior, key, levels = prior_of(ONE_MEAN), jax.random.key(0), 6
+    found = trained_self_diffusion.trained_self_diffusion(prior, levels, 2, 0.0, 3)(measurement, key)
+    grid = spacings.even_log_snr(SCHEDULE, levels, spacings.start_time(SCHEDULE))
+    keys, pictures = jax.random.split(jax.random.fold_in(key, 1), 3), []
+    for part, own in zip(fold_masks(jax.random.fold_in(key, 0), jnp.ones((SIDE, SIDE, 1)), 3), keys, strict=True):
+        x, best = jnp.zeros((1, SIDE, SIDE, 1)), (np.inf, None)
+        for t in jnp.asarray(grid[:-1]):
+            a, s = SCHEDULE.signal_scale(t), SCHEDULE.noise_scale(t)
+            eps = jax.random.normal(jax.random.fold_in(own, t), (SIDE, SIDE, 1))[None]
+            x = prior.denoise(a * x + s * eps, t).x0
+            picture = PIXELS.to_pixels(x)[0]
+            wrong = float(jnp.sum(part * jnp.square(picture - measurement.y)))
+            best = min(best, (wrong, picture), key=lambda pair: pair[0])
+        pictures.append(best[1])
+    np.testing.assert_allclose(found.picture, np.mean(pictures, 0), atol=1e-5)
+    assert found.evidence.calls == 3 * levels and found.evidence.steps == 3 * levels * 2
+
+
+@pytest.mark.parametrize("operator", [operators.identity, HALF, POOL], ids=["denoise", "inpaint", "superres"])
+def test_self_diffusion_learns_what_the_prior_did_not_know(operator):
+    truth, measurement = measured(operator)
+    before, after = (trained_self_diffusion.trained_self_diffusion(prior_of(ONE_MEAN), 20, 10, rate, 3)(
+        measurement, jax.random.key(0)) for rate in (0.0, 0.01))
+    assert rms(after.picture, truth) < 0.6 * rms(before.picture, truth)
+    assert after.evidence.error < before.evidence.error
+
+
+@pytest.mark.parametrize("make", [adaptation.adapted, educated_start.educated_start,
+                                  trained_self_diffusion.trained_self_diffusion])
 def test_a_denoiser_in_closed_form_has_no_weights_to_learn(make):
     with pytest.raises(UserError, match="a denoiser in closed form has none"):
         make(prior_of(ONE_MEAN)._replace(learned=None))
