@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class DipJob:
             states = checkpoints.unnumbered(items["train"], states)
         self.step, self.total = int(states.step.max()), config.num_steps
         self.batch = Batch(self.fit, self.fits.problems, states, jax.default_backend() != "cpu")
-        self.clock = fit_cost.Clock(config.num_steps)
+        self.clock, self.began = fit_cost.Clock(config.num_steps), time.monotonic()
         self.chunk = run.chunk or fit_cost.short_chunk(config, boxes, len(given.names))
         self._end_if_stopped()
 
@@ -126,8 +127,11 @@ class DipJob:
         return before, rows, curves
 
     def _end_if_stopped(self) -> None:
-        if np.all(self.batch.part.stopped):
+        if np.all(self.batch.part.stopped) or (self.run.minutes and self._minutes() >= self.run.minutes):
             self.total = self.step
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self.began) / 60
 
     def report(self, chunk: tuple[int, np.ndarray, dict[str, np.ndarray]], seconds: float) -> ChunkReport:
         """Rows of the curves that are shown, and a problem if a loss is not finite."""
@@ -184,10 +188,11 @@ class DipJob:
         """Writes what came out; returns what results.json holds. Raises OSError."""
         config, given, workdir = self.config, self.given, self.workdir
         result = outcome(config, given, self.fit, self.fits, self.batch.states())
-        longer = f"--num-steps {2 * config.num_steps}"
-        more = (f"more steps: python train.py dip --resume --workdir {shlex.quote(str(workdir))} {longer}"
-                if config.decay == "constant" else f"more steps: {longer} in another --workdir")
-        notes = [*given.notes, *warnings(config, given, result, more)]
+        cut, longer = self.step < config.num_steps, f"--num-steps {2 * config.num_steps}"
+        again = f"python train.py dip --resume --workdir {shlex.quote(str(workdir))}"
+        more = (f"more time: {again}" if cut else f"more steps: {again} {longer}" if config.decay == "constant" else
+                f"more steps: {longer} in another --workdir")
+        notes = [*given.notes, *warnings(replace(config, num_steps=self.step), given, result, more)]
         report = dip_report.write_report(workdir, config, given, result, notes, seconds)
         dip_report.plot_curves(workdir, config, given.clean is not None, rows, int(result.steps.flat[0]))
         if self.run.gif:

@@ -96,6 +96,8 @@ class DipRun:
     """Steps between checkpoints."""
     chunk: int | None = None
     """Steps in one device call; default: about two seconds' worth, at most 50."""
+    minutes: float | None = None
+    """Minutes after which fits that still run end with the best that they have found; --resume goes on from there."""
     gif: bool = False
     """Also an animation of the first picture's fit, fit.gif."""
 

@@ -25,7 +25,8 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
         "--learning-rate": (config.learning_rate, 1e-12, 1e3), "--fall-back": (config.fall_back, 0, 1e3),
         "--window": (config.window, 2, 10**5), "--patience": (config.patience, 1, 10**7),
         "--seed": (config.seed, 0, 2**31 - 1), "--tile": (config.tile, 128, 2**14),
-        "--save-every": (run.save_every, 1, 10**7), "--chunk": (run.chunk, 1, 10**5)})
+        "--save-every": (run.save_every, 1, 10**7), "--chunk": (run.chunk, 1, 10**5),
+        "--minutes": (run.minutes, 1e-3, 1e6)})
     if config.folds == 2:
         raise UserError("--folds 2: with two parts only one fit sees a pixel; give 1, or 3 or more")
     if config.folds > 1 and config.stop != "held-out":

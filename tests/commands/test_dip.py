@@ -86,6 +86,18 @@ def test_interrupted_and_resumed_equals_uninterrupted(clean, tmp_path, large, fo
     assert len(pictures[0]) == 4 and pictures[0] == pictures[1]  # of the animation
 
 
+def test_a_budget_of_minutes_ends_with_the_best_so_far_and_more_time_goes_on_from_there(clean, tmp_path):
+    run("--clean", clean, "--sigma", 25, "--workdir", tmp_path / "whole")
+    run("--clean", clean, "--sigma", 25, "--minutes", 0.001, "--workdir", tmp_path / "cut")  # over with the first chunk
+    report = json.loads((tmp_path / "cut" / "results.json").read_text())
+    assert report["pictures"][0]["step"][0][0] <= 10 and (tmp_path / "cut" / "restored.png").exists()
+    assert any("ended at step 10 before" in note and "more time: python train.py dip --resume" in note
+               for note in report["notes"])
+    train_main(["dip", "--resume", "--workdir", str(tmp_path / "cut")])
+    restored = [(tmp_path / name / "restored.png").read_bytes() for name in ("whole", "cut")]
+    assert restored[0] == restored[1]
+
+
 def test_a_picture_is_cross_fitted(clean, tmp_path, capsys):
     run("--clean", clean, "--folds", 3, "--seeds", 2, "--workdir", tmp_path / "out")
     result = scores_of(tmp_path / "out")[0]
