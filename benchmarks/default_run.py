@@ -3,11 +3,12 @@
     python benchmarks/default_run.py [--steps N] [--seed N] [--pages]
 
 Reads the samples with a support vector machine that was trained on the same 4,500 digits (its own accuracy on the 500
-held-out ones stands beside). Writes pictures and default_run.jsonl to docs/results, docs/longer_runs.md, and the
-README's paragraph.
+held-out ones stands beside), and has the digits judge compare them with the 4,500. Writes pictures and
+default_run.jsonl to docs/results, docs/longer_runs.md, and the README's paragraph.
 """
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,17 @@ def readable(images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(np.mean(reader.predict(flat[2]) == labels)), float(np.mean(reader.predict(flat[1]) == held.labels))
 
 
+def judged(images: np.ndarray, labels: np.ndarray, seed: int) -> dict:
+    """What the digits judge says of samples beside the digits that were trained on."""
+    from dipddpm_jax import data
+    from dipddpm_jax.judging import comparison, judges
+
+    real = data.load("mnist5k", "train")
+    found = comparison.compare(judges.judge_for("mnist5k"), images, real.images, labels, seed, real_labels=real.labels)
+    return {"fd": found["fd"], "floor": found["floor"], "label_accuracy": found["label_accuracy"],
+            "worst_class": min(found["label_accuracies"].values())}
+
+
 def measure(steps: int | None, seed: int) -> dict:
     """One run from a cold start: its figures, and its picture in docs/results."""
     with tempfile.TemporaryDirectory() as folder:
@@ -54,23 +66,35 @@ def measure(steps: int | None, seed: int) -> dict:
         sampling = timed("sample.py", str(workdir), "--count", str(COUNT), "--out", f"{folder}/samples")
         held = np.load(f"{folder}/samples/samples.npz")
         share, real = readable(held["images"], held["labels"])
+        quality = judged(held["images"], held["labels"], seed)  # only now, since JAX would share the cores
         rows = records.read_lines(workdir / "metrics.jsonl")
-        name = f"digits_{rows[-1]['step']}.png" if steps else "digits.png"
+        name = (f"digits_{steps}.png" if steps else "digits.png") if seed == 0 else None  # one picture is enough
         RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / name).write_bytes((workdir / "samples.png").read_bytes())
+        if name:
+            (RESULTS / name).write_bytes((workdir / "samples.png").read_bytes())
     losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
     return {"steps": rows[-1]["step"], "seconds": round(seconds), "sampling_seconds": round(sampling),
             "held_out_loss": losses[-1], "best_held_out_loss": min(losses), "read": share, "real_read": real,
-            "picture": name, **records.provenance(seed)}  # only now, since JAX would share the cores with the runs
+            **quality, "picture": name, **records.provenance(seed)}
 
 
-def sentence(r: dict) -> str:
-    """The README's paragraph."""
-    return (f"`python train.py` took {r['seconds']} s from a cold start, compilation included: {r['steps']} steps, "
-            f"held-out loss {r['held_out_loss']:.4f}. `python sample.py --count {COUNT}` took "
-            f"{r['sampling_seconds']} s; a support vector machine that reads {100 * r['real_read']:.1f} % of the real "
-            f"held-out digits correctly reads {100 * r['read']:.1f} % of the samples as the digit that was asked for. "
-            f"({r['machine']}, {r['date']}, seed {r['seed']})")
+def sentence(runs: list[dict]) -> str:
+    """The README's paragraph, of the default run with one seed or several."""
+    def of(key: str, scale: float = 1, digits: int = 0) -> str:
+        values = [scale * r[key] for r in runs]
+        return f"{statistics.mean(values):.{digits}f}" + (
+            f" ± {statistics.stdev(values):.{max(digits, 1)}f}" if len(values) > 1 else "")
+
+    r, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
+    worst = min(run["worst_class"] for run in runs)
+    return (f"`python train.py` took {of('seconds')} s from a cold start, compilation included: {r['steps']} steps, "
+            f"held-out loss {of('held_out_loss', digits=4)}. `python sample.py --count {COUNT}` took "
+            f"{of('sampling_seconds')} s. The digits judge reads {of('label_accuracy', 100, 1)} % of the samples as "
+            f"the digit that was asked for, at least {100 * worst:.0f} % of each digit, "
+            f"and its FD is {of('fd', digits=2)} ({r['floor']:.2f} for real digits in their place); a support vector "
+            f"machine that reads {100 * r['real_read']:.1f} % of the real held-out digits correctly reads "
+            f"{of('read', 100, 1)} % of them so. ({r['machine']}, {r['date']}; seed{'s' * (len(runs) > 1)} {seeds}"
+            f"{', standard deviation over them' * (len(runs) > 1)})")
 
 
 def code_of(r: dict) -> str:
@@ -78,15 +102,20 @@ def code_of(r: dict) -> str:
     return r["source"] if r.get("source") else f"of {r['date']}"
 
 
+def shown(picture: str | None) -> str:
+    """A link to the picture of a run, if it has one."""
+    return f"[samples](results/{picture})" if picture else ""
+
+
 def table(results: list[dict]) -> str:
     """docs/longer_runs.md: each row with its own date, machine and code, and a warning where these differ."""
     lines = ["# What longer runs give", "", "The default preset, trained longer; everything else as it is. The "
              "schedule of the learning rate stretches with the run.", "",
-             "| steps | seconds | held-out loss at the end | at its best | samples read as asked for | measured | code "
-             "| picture |", "|---" * 8 + "|"]
+             "| steps | seconds | held-out loss at the end | at its best | FD(digits) | samples read as asked for, by "
+             "the judge | by the reader | measured | code | picture |", "|---" * 10 + "|"]
     lines += [f"| {r['steps']} | {r['seconds']} | {r['held_out_loss']:.4f} | {r['best_held_out_loss']:.4f} | "
-              f"{100 * r['read']:.1f} % | {r['date']}, {r['machine']}, seed {r['seed']} | {code_of(r)} | "
-              f"[samples](results/{r['picture']}) |" for r in results]
+              f"{r['fd']:.2f} | {100 * r['label_accuracy']:.1f} % | {100 * r['read']:.1f} % | {r['date']}, "
+              f"{r['machine']}, seed {r['seed']} | {code_of(r)} | {shown(r['picture'])} |" for r in results]
     codes = list(dict.fromkeys(code_of(r) for r in results))
     if len(codes) > 1:
         lines += ["", f"**These rows are of {len(codes)} versions of the code** ({', '.join(codes)}): neither their "
@@ -96,8 +125,8 @@ def table(results: list[dict]) -> str:
               f"correctly; {COUNT} samples each. *code*: eight digits of the hash of the package's source.",
               "A held-out loss that rises again says that the 4,500 digits are being learned by heart: for longer runs "
               "use `--data mnist`.", "",
-              "Rebuilt by `python benchmarks/default_run.py`, with `--steps N` a row at a time, and with `--pages` "
-              "from the rows that are there."]
+              "Rebuilt by `python benchmarks/default_run.py`, with `--steps N` and `--seed N` a row at a time, and "
+              "with `--pages` from the rows that are there."]
     return "\n".join(lines) + "\n"
 
 
@@ -113,16 +142,16 @@ def main() -> None:
         (REPO / "docs" / "longer_runs.md").write_text(table(records.read_lines(log)))
         return
     result = measure(args.steps, args.seed)
-    print(sentence(result))
-    kept = [r for r in records.read_lines(log) if r["steps"] != result["steps"]]
-    results = sorted([*kept, result], key=lambda r: r["steps"])
+    kept = [r for r in records.read_lines(log) if (r["steps"], r["seed"]) != (result["steps"], result["seed"])]
+    results = sorted([*kept, result], key=lambda r: (r["steps"], r["seed"]))
+    text = sentence([r for r in results if r["steps"] == result["steps"] and code_of(r) == code_of(result)])
+    print(text)
     records.write_lines(log, results)
     (REPO / "docs" / "longer_runs.md").write_text(table(results))
     if args.steps is None:
         readme = REPO / "README.md"
         before, _, rest = readme.read_text().partition("<!-- default run -->")
         _, _, after = rest.partition("<!-- end of default run -->")
-        text = sentence(result)
         readme.write_text(f"{before}<!-- default run -->\n{text}\n<!-- end of default run -->{after}")
 
 

@@ -51,7 +51,7 @@ def test_the_doors_of_the_readme_open(tmp_path, monkeypatch):
     assert len(found) == 3 and all(len(door.splitlines()) < 10 for door in found)
     noisy = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
     names = {"noisy": noisy}
-    exec(found[0].replace("steps=1250", "steps=2"), names)
+    exec(found[0].replace("steps=500", "steps=2"), names)
     exec(found[1].replace("spacings.even_time(model.schedule, 25)", "spacings.even_time(model.schedule, 2)"), names)
     assert names["pictures"].shape == (4, 28, 28, 1) and names["pictures"].dtype == np.uint8
     exec(found[2].replace("progress=True", "num_steps=4, network='conv'"), names)
