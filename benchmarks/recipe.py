@@ -1,11 +1,12 @@
-"""docs/results/recipe.md: what each change of the default training recipe gives at equal seconds of one core.
+"""docs/results/recipe.md: what changes of the training recipe give at equal seconds of one core.
 
     python benchmarks/recipe.py [--rows NAME ...] [--seeds 0 1 2] [--length 1250] [--minutes N]
     python benchmarks/recipe.py --page
 
-Each row is the recipe that stood before with one thing changed, trained for as many steps as take the time of `length`
-steps of the one before (measured beside each other) and judged by n = 500 digits drawn by label. Runs are kept in
-runs/recipe and resume; a line is added to docs/results/recipe.jsonl when one is judged.
+Each row is the default recipe until 2026-11-27, or the same with Muon, with one thing changed. It is trained for as
+many steps as take the time of `length` steps of that recipe, the two timed beside each other, and judged by n = 500
+digits drawn by label. Runs are kept in runs/recipe and resume; a line is added to docs/results/recipe.jsonl when one is
+judged.
 """
 import argparse
 import dataclasses
@@ -42,7 +43,7 @@ BASE = TrainConfig(  # the recipe until 2026-11-27
     sampler=SamplerConfig(guidance=1.0, num_steps=12))
 MUON = {"optimizer.name": "muon", "optimizer.learning_rate": 5e-3}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": ("the recipe before: Adam, 2e-3 falling to 0, cosine schedule, width 32, patches of 2, batch 64", {}),
+    "base": ("that recipe: Adam, 2e-3 falling to 0, cosine schedule, width 32, patches of 2, batch 64", {}),
     "rate-4": ("learning rate 4e-3", {"optimizer.learning_rate": 4e-3}),
     "unit-variance": ("pictures of mean 0 and variance 1 (with v: EDM's preconditioning and weights)",
                       {"pixel_mean": 0.1307, "pixel_std": 0.3081}),
@@ -138,8 +139,9 @@ def spread(values: list[float], digits: int) -> str:
 def page(lines: list[dict[str, Any]]) -> str:
     """The table, from the lines alone."""
     text = ["# What each change of the training recipe gives", "",
-            "The default run's recipe with one thing changed at a time, each trained for as long as the recipe before "
-            "takes for the steps in the title. Cost: of a step, in steps of that one, by processor time on one core, "
+            "The recipe of the default run until 2026-11-27, or the same with Muon, with one thing changed at a time, "
+            "each trained for as long as that recipe takes for the steps in the title. Cost: of a step, in steps of "
+            "that recipe, by processor time on one core, "
             "which scatters by a tenth between rows that cost the same (those that differ in the rate alone). "
             f"FD in the features of the judge `digits` and label accuracy of {COUNT} digits drawn by label "
             f"({BASE.sampler.num_steps} steps of dpmpp_2m, guidance 1); mean ± standard deviation over training seeds. "

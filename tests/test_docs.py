@@ -56,3 +56,9 @@ def test_the_doors_of_the_readme_open(tmp_path, monkeypatch):
     assert names["pictures"].shape == (4, 28, 28, 1) and names["pictures"].dtype == np.uint8
     exec(found[2].replace("progress=True", "num_steps=4, network='conv'"), names)
     assert names["restored"].shape == (16, 16) and names["restored"].dtype == np.uint8
+
+
+def test_results_name_no_folder_of_the_machine_that_made_them():
+    for path in sorted((REPO / "docs" / "results").glob("*.jsonl")):
+        found = re.findall(r'"command": "[^"]*[ =](/[^" ]*)', path.read_text())
+        assert not found, f"{path.name}: {found[0]}"

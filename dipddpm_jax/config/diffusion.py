@@ -179,7 +179,7 @@ class RunOptions:
     """Where data sets are kept; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     resume: bool = False
     """Go on with the run in --workdir (default: the newest), with its own configuration."""
-    save_every: int = 500
+    save_every: int = 100
     """Steps between checkpoints; the two newest and the best one stay."""
     sample_every: int = 500
     """Steps between pictures of samples; 0 for the end only."""

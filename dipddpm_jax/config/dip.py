@@ -86,7 +86,7 @@ class DipConfig:
 
 @dataclass(frozen=True)
 class DipRun:
-    """Where and how a restoration is made; none of it changes the result."""
+    """Where and how a restoration is made; none of it but `minutes` changes the result."""
 
     workdir: Path | None = None
     """Directory to write to; default: runs/dip-NUMBER, a new one."""

@@ -49,6 +49,11 @@ def from_betas(betas: Float[np.ndarray, "steps"]) -> NoiseSchedule:
     return NoiseSchedule(np.concatenate([[1.0], np.cumprod(1 - betas)]), betas)
 
 
+def _from_alpha_bars(alpha_bars: Float[np.ndarray, "levels"], max_beta: float = 1.0) -> NoiseSchedule:
+    """The betas between neighbours; `max_beta` bounds the last ones where no signal is left."""
+    return from_betas(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], max_beta))
+
+
 def from_betas_at_zero(betas: Float[np.ndarray, "levels"]) -> NoiseSchedule:
     """System 004 (TeaPearce's script): a table with an entry for time 0, which dims the picture at every later time.
 
@@ -86,8 +91,7 @@ def linear(
 def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
     """Nichol and Dhariwal 2021, eq. 17."""
     u = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
-    alpha_bars = np.cos(u * np.pi / 2) ** 2
-    return from_betas(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], max_beta))
+    return _from_alpha_bars(np.cos(u * np.pi / 2) ** 2, max_beta)
 
 
 def flow(num_steps: int, max_beta: float = 0.999) -> NoiseSchedule:
@@ -96,13 +100,12 @@ def flow(num_steps: int, max_beta: float = 0.999) -> NoiseSchedule:
     Its noise is sigma = u / (1 - u); with the target v it is the same regression, up to a weight of each time.
     """
     u = np.arange(num_steps + 1) / num_steps
-    alpha_bars = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
-    return from_betas(np.minimum(1 - alpha_bars[1:] / alpha_bars[:-1], max_beta))
+    return _from_alpha_bars((1 - u) ** 2 / ((1 - u) ** 2 + u**2), max_beta)
 
 
 def lognormal(num_steps: int, mean: float = -1.2, std: float = 1.2, share: float = 0.95) -> NoiseSchedule:
-    """EDM's training noise, ln sigma ~ N(mean, std^2) (Karras et al. 2022, table 1), as quantiles: times drawn evenly
-    are noise so distributed.
+    """EDM's training noise, ln sigma ~ N(mean, std^2) for pictures in [-1, 1] (Karras et al. 2022, table 1): times that
+    are drawn evenly have noise so distributed.
 
     A part of 1 - `share` is spread evenly over the paper's ln .002 .. ln 80, so that a chain can begin with noise.
     """
@@ -112,8 +115,7 @@ def lognormal(num_steps: int, mean: float = -1.2, std: float = 1.2, share: float
     below = share * normal + (1 - share) * (log_sigma - first) / (last - first)
     below = (below - below[0]) / (below[-1] - below[0])
     sigma = np.exp(np.interp(np.arange(1, num_steps + 1) / num_steps, below, log_sigma))
-    alpha_bars = np.concatenate([[1.0], 1 / (1 + sigma**2)])
-    return from_betas(1 - alpha_bars[1:] / alpha_bars[:-1])
+    return _from_alpha_bars(np.concatenate([[1.0], 1 / (1 + sigma**2)]))
 
 
 def strided_grid(start: int, num_steps: int, stop: int = 0) -> Int[np.ndarray, "grid"]:

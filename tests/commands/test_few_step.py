@@ -150,7 +150,7 @@ def refused(main, args, capsys):
 
 
 @pytest.mark.parametrize("args, words", [
-    ([], "few-step needs --from: a prior (digits, digits-fast), a run's directory, or a file by `dipddpm-jax export`"),
+    ([], f"few-step needs --from: a prior ({', '.join(pretrained.PRIORS)}), a run's directory, or a file by"),
     (["--from", "digit"], "--from digit: did you mean digits"),
     (["--from", "RUNS/calls2"], "is a few-step model, from which no training starts: take the one that it was made"),
     (["--from", "RUNS/teacher", "--calls", "9", "--hops", "8"], "--calls 9 must be at least 1 and at most --hops"),
