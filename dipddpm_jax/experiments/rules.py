@@ -37,7 +37,8 @@ class Verdict(NamedTuple):
 @dataclass(frozen=True)
 class RunEvidence:
     """What the runs say about one effect: an estimate with its 95 % interval, p-values for and against the claim,
-    and `spread`, from which the number of runs is computed that the margin needs (nan: of a sign test)."""
+    and `spread`, from which the number of runs is computed that the margin needs (nan: of a sign test, for which it are
+    the `shares` of runs on the right side of what is to be rejected, if the median were the margin and as seen)."""
 
     what: str
     unit: str
@@ -51,6 +52,7 @@ class RunEvidence:
     spread: float
     first: Answer = "does not hold"
     two_sided: bool = False
+    shares: tuple[float, float] = (math.nan, math.nan)
 
     def __str__(self) -> str:
         digits = max(0, 1 - math.floor(math.log10(max(abs(self.margin), 1e-9))))
@@ -59,9 +61,9 @@ class RunEvidence:
 
     def needed(self, level: float, effect: float | None = None) -> int:
         """Independent runs with which a true effect (default: of the margin) is told from none with a probability of
-        80 % at this level: of a t-test (Guenther 1981), and of a sign test the fewest that can be enough."""
+        80 % at this level: of a t-test (Guenther 1981), or of a sign test."""
         if math.isnan(self.spread):
-            return math.ceil(-math.log2(level))
+            return _sign_runs(level, self.shares[0])
         if math.isinf(self.spread):  # of a single run
             return MOST_RUNS
         z, distance = special.ndtri(1 - level), max(abs(effect or self.margin), self.margin / 2)
@@ -69,6 +71,8 @@ class RunEvidence:
 
     def needed_as_seen(self, level: float) -> int:
         """The same if the true effect is as it was estimated, from the farther of the two that it is told from."""
+        if math.isnan(self.spread):
+            return _sign_runs(level, self.shares[1])
         if self.two_sided:
             return self.needed(level, abs(abs(self.estimate) - self.margin))
         ends = {"holds": (-self.margin, 0.0), "does not hold": (0.0, self.margin)}[self.first]
@@ -89,6 +93,20 @@ def _t_below(values: np.ndarray, bound: float) -> float:
 def _sign_below(values: np.ndarray, bound: float) -> float:
     """P-value of "the median is at most `bound`"; values equal to it count for that."""
     return float(special.bdtrc(np.sum(values > bound) - 1.0, len(values), 0.5)) if np.any(values > bound) else 1.0
+
+
+def _sign_runs(level: float, share: float) -> int:
+    """Runs with which a sign test at this level rejects with a probability of 80 %, a run with that of `share`."""
+    n = np.arange(1, MOST_RUNS)
+    enough = stats.binom.sf(stats.binom.isf(level, n, 0.5), n, share) >= POWER
+    return int(n[np.argmax(enough)]) if enough.any() else MOST_RUNS
+
+
+def _shares(found: np.ndarray, margin: float, low: float) -> tuple[float, float]:
+    """Shares of runs on the right side: if their median were the margin above what it is told from; and as they are,
+    above `low` or below the margin over it, whichever more are."""
+    around = np.where(np.isfinite(found), found, -np.inf) - np.median(found)
+    return float(np.mean(around > -margin)), float(max(np.mean(found > low), np.mean(found < low + margin)))
 
 
 def _median_interval(values: np.ndarray) -> tuple[float, float]:
@@ -120,7 +138,8 @@ def above(what: str, values: Runs, margin: float, unit: str = "", typical: str =
     more. An effect shown to lie between is too small to be noticed: does not hold."""
     evidence, found = _about(what, values, margin, unit, typical)
     test = _sign_below if typical == "median" else _t_below
-    return replace(evidence, supports=test(found, 0.0), refutes=test(-found, -margin))
+    return replace(evidence, supports=test(found, 0.0), refutes=test(-found, -margin),
+                   shares=_shares(found, margin, 0.0) if typical == "median" else evidence.shares)
 
 
 def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str = "mean") -> RunEvidence:
@@ -128,7 +147,8 @@ def as_good(what: str, values: Runs, margin: float, unit: str = "", typical: str
     margin and more, refuted against none. A disadvantage shown to be smaller than the margin: holds."""
     evidence, found = _about(what, values, margin, unit, typical)
     test = _sign_below if typical == "median" else _t_below
-    return replace(evidence, supports=test(found, -margin), refutes=test(-found, 0.0), first="holds")
+    return replace(evidence, supports=test(found, -margin), refutes=test(-found, 0.0), first="holds",
+                   shares=_shares(found, margin, -margin) if typical == "median" else evidence.shares)
 
 
 def alike(what: str, values: Runs, margin: float, unit: str = "") -> RunEvidence:

@@ -31,6 +31,8 @@ class Judged(NamedTuple):
     most: int
     needed: tuple[int, int] | None
     due: tuple[tuple[str, int], ...] = ()
+    told_at: int | None = None
+    """Runs at the look at which the claim was told."""
 
 
 class _Heard(NamedTuple):
@@ -87,12 +89,13 @@ def _judged(table: Table, claim: Claim, results: Results, heard: _Heard, told: T
         return Judged(table, claim, Verdict("cannot be told", SMOKE), heard.runs, looks[-1], needed)
     if heard.finding.barred:
         why = f"{heard.finding.barred}; {why}"
-        return Judged(table, claim, Verdict("cannot be told", why), heard.runs, looks[-1], needed)
+        return Judged(table, claim, Verdict("cannot be told", why), heard.runs, looks[-1], None)
     due: tuple[tuple[str, int], ...] = ()
     if told.answer == "cannot be told" and (later := [n for n in looks if n > heard.runs]):
         due = tuple((row, seed) for row in sorted(heard.rows) for seed in range(later[0])
                     if seed not in results.lines.get(row, {}))
-    return Judged(table, claim, Verdict(told.answer, why), heard.runs, looks[-1], needed, due)
+    return Judged(table, claim, Verdict(told.answer, why), heard.runs, looks[-1], needed, due,
+                  told.look)
 
 
 def judge_tables(report: Report, shown: Sequence[tuple[Table, Budget, Results]]) -> list[Judged]:

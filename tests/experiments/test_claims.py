@@ -49,7 +49,7 @@ CASES = {
     ("002", 5): ({(FAST, "fresh"): 9.0, (GRADUAL, "fresh"): 5.0}, {(FAST, "fresh"): 9.0}),
     ("002", 6): ({(FAST, "psnr"): 5.0}, {}), ("002", 7): ({(FAST, "mean_psnr"): 5.0}, {}),
     ("002", 8): ({("5 layers", "failed"): 1.0}, {}), ("002", 9): ({(STAGED, "psnr"): 5.0}, {}),
-    ("003", 0): (cells([a003.OWN], ["ten_passes", "single"], 5.0), {(a003.OWN, "ten_passes"): 5.0}),
+    ("003", 0): (cells([a003.BASE], ["ten_passes", "single"], 5.0), {(a003.BASE, "ten_passes"): 5.0}),
     ("003", 1): ({("20+20 epochs", "ten_passes"): 9.0}, {}),
     **{("003", 2 + i): ({(row, "ten_passes"): -400.0 * (i + 1)}, {(row, "ten_passes"): 9.0})
        for i, row in enumerate(WORSE)},

@@ -66,7 +66,19 @@ def test_runs_needed_have_the_power_that_is_promised():
         runs = rules.RunEvidence(**{**found.__dict__, "spread": sd}).needed(0.01)
         power = answers(above, 1.0, runs, 200, 0.01, sd=sd).count("holds") / 200
         assert 0.7 < power < 0.97, (sd, runs, power)
-    assert above("", [1.0, 2.0], 1.0, typical="median").needed(0.01) == 7  # 2^-7 < 1 %
+    assert above("", [1.0, 2.0], 1.0, typical="median").needed(0.01) == 7  # 2^-7 < 1 %, if all runs are above
+
+
+def test_runs_that_a_sign_test_needs_have_the_power_that_is_promised():
+    """Of runs of which three quarters are above 0, a binomial test by scipy rejects four times in five."""
+    found = above("", [*[1.0] * 15, *[-1.0] * 5], 0.5, typical="median")
+    for level in (0.05, 0.003):
+        runs = found.needed_as_seen(level)
+        said = [stats.binomtest(int(k), runs, 0.5, "greater").pvalue <= level
+                for k in np.random.default_rng(0).binomial(runs, 0.75, 2000)]
+        assert 0.77 < np.mean(said) < 0.9
+        assert above("", [*[1.0] * 15, *[-1.0] * 5], 3.0, typical="median").needed(level) < runs  # all 20 above 0
+    assert above("", [1.0, -1.0], 0.5, typical="median").needed_as_seen(0.05) == rules.MOST_RUNS
 
 
 def test_runs_that_diverge_are_the_worst_and_sway_no_median():
