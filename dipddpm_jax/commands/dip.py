@@ -25,7 +25,7 @@ from dipddpm_jax.commands.outcome import decibels, outcome, warnings
 from dipddpm_jax.commands.tiles import join_tiles
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import CROSS_FIT, DipConfig, DipRun, load_dip_config, recommended, save_dip_config
-from dipddpm_jax.config.dip_ranges import check_dip
+from dipddpm_jax.config.dip_ranges import NO_PENALTY, check_dip
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.data.pictures import to_bytes
 from dipddpm_jax.dip.batches import advance_all, fits_mesh
@@ -193,6 +193,8 @@ class DipJob:
         more = (f"more time: {again}" if cut else f"more steps: {again} {longer}" if config.decay == "constant" else
                 f"more steps: {longer} in another --workdir")
         notes = [*given.notes, *warnings(replace(config, num_steps=self.step), given, result, more)]
+        if cut and config.stop in ("never", "oracle") and not result.stopped.all():
+            notes.append(f"ended at step {self.step} of {config.num_steps}; {more}")
         report = dip_report.write_report(workdir, config, given, result, notes, seconds)
         dip_report.plot_curves(workdir, config, given.clean is not None, rows, int(result.steps.flat[0]))
         if self.run.gif:
@@ -210,6 +212,8 @@ def restore_pictures(config: DipConfig, run: DipRun, chosen: Collection[str] = t
         raise UserError("--stop oracle needs the clean picture; give it as --clean")
     if not run.resume:
         config = recommended(config, chosen, len(given.names) * given.size[0] * given.size[1])
+        if config.variant == "plain" and "weight" in chosen:
+            raise UserError(f"--weight does nothing here: {NO_PENALTY}; leave it out")
     with claimed_workdir("dip", run.workdir, run.resume) as workdir, writing(workdir):
         if run.resume:
             check_same(workdir, config, given)

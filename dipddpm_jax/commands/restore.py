@@ -56,15 +56,16 @@ def restore(
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
-    picture's units, estimated if it is None; only stop="discrepancy" uses it. `network`, `stop`, `num_steps` and
-    `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a small picture, they have. Equal seeds give
-    equal pictures. `progress` shows a bar.
+    picture's units, estimated if it is None: stop="discrepancy" uses it, and the total variation of
+    ten fits. `network`, `stop`, `num_steps` and `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a
+    small picture, they have. Equal seeds give equal pictures. `progress` shows a bar.
 
     `method` "dip" is that. The others of `commands.restorers.RESTORERS` ("cross-fit", "self-diffusion", "pixel-pairs",
     "non-local-means", "total-variation", "wavelets") take none of its options but `sigma`, and show no bar; "auto" is
     the average of several with weights that the picture itself tells, by splitting its noise or hiding known pixels.
 
-    Raises UserError for what is no picture, for options that do not fit the task, and where memory would not do.
+    Raises UserError for what is no picture, for options that do not fit the task, and, by `method`
+    "dip", where memory would not do.
     """
     chosen = {name: value for name, value in (("network", network), ("num_steps", num_steps), ("folds", folds))
               if value is not None}
@@ -72,15 +73,17 @@ def restore(
         check_name(DipConfig, name, value)
     picture, known, units = _checked(noisy, task, mask)
     _check_options(task, factor=factor, blur=blur)
-    if method == "dip":
-        _check_fit_options(sigma, stop)
-    else:
+    if stop == "oracle":
+        raise UserError("stop='oracle' needs the clean picture, which is not known here")
+    if method != "dip":
         check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})})
     config = DipConfig(
         task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop,
         factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, seed=seed, **chosen)
     check_dip(config)
     config = recommended(config, chosen, picture.shape[0] * picture.shape[1])
+    if method == "dip" and sigma is not None and stop != "discrepancy" and config.variant != "tv":
+        raise UserError(f"sigma does nothing with stop={stop!r} and one fit: it is for stop='discrepancy'")
     y = units.inside(picture)
     correlated = task == "denoise" and is_correlated(y)
     estimated = level_at(y, FAR) if correlated else estimate_sigma(y, known)
@@ -144,13 +147,6 @@ def _check_options(task: str, factor: int | None, blur: float | None) -> None:
     for name, value, owner in (("factor", factor, "superres"), ("blur", blur, "deblur")):
         if (task == owner) != (value is not None):
             raise UserError(f"task {owner!r} needs {name}, and no other task takes it")
-
-
-def _check_fit_options(sigma: float | None, stop: str) -> None:
-    if sigma is not None and stop != "discrepancy":
-        raise UserError(f"sigma does nothing with stop={stop!r}: it is for stop='discrepancy'")
-    if stop == "oracle":
-        raise UserError("stop='oracle' needs the clean picture, which is not known here")
 
 
 def _fitted(config: DipConfig, given: Measurements, progress: bool) -> Float[np.ndarray, "h w c"]:

@@ -2,6 +2,7 @@
 resumed are refused before JAX is imported."""
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,11 +13,13 @@ from dipddpm_jax.errors import UserError, closest
 FED_PICTURES = ("self-guided", "aseqdip")  # variants whose network sees pictures instead of noise
 MINIMUM_RULES = ("held-out", "wmv", "emv", "patience")  # rules that wait --patience steps for a lower number
 NO_OPTIONS = DipRun()
+NO_PENALTY = "--variant plain has no penalty to weigh"
 
 
 def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
     """Raises UserError for numbers and names that no restoration can have, and for combinations that make no sense."""
     _check_names(config)
+    _check_integers(config, run)
     _check_bounds({
         "--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
         "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
@@ -62,6 +65,16 @@ def _check_bounds(bounds: dict[str, tuple[Any, int | float, int | float]]) -> No
             raise UserError(f"{name} must lie between {low:g} and {high:g}; got {value}")
 
 
+def _check_integers(*records: DipConfig | DipRun) -> None:
+    """From Python, or a config.json that somebody edited."""
+    for record in records:
+        for name, kind in get_type_hints(type(record)).items():
+            value = getattr(record, name)
+            if int in (kind, *get_args(kind)) and float not in get_args(kind) and value is not None:
+                if not isinstance(value, Integral) or isinstance(value, bool):
+                    raise UserError(f"--{name.replace('_', '-')} must be a whole number; got {value}")
+
+
 def check_name(kind: type, name: str, value: Any) -> None:
     """Raises UserError for a value that is not among those of a field of a dataclass: from Python or a config.json."""
     known = get_args(get_type_hints(kind)[name])
@@ -92,7 +105,7 @@ def idle_options(config: DipConfig | StagedConfig) -> dict[str, str]:
     if config.task != "inpaint" or config.mask is not None:
         idle["--keep"] = "it is for --task inpaint without --mask"
     if config.variant == "plain":
-        idle["--weight"] = "--variant plain has no penalty to weigh"
+        idle["--weight"] = NO_PENALTY
     if config.variant in FED_PICTURES and config.code != "image":
         idle["--code"] = f"--variant {config.variant} starts from the measurement (--code image)"
     if config.variant == "aseqdip":
@@ -111,9 +124,12 @@ def typed_options(argv: Sequence[str]) -> set[str]:
 
 def refuse_idle(config: DipConfig | StagedConfig, argv: Sequence[str]) -> None:
     """Raises UserError for an option that was typed although it does nothing: it would not do what was meant."""
-    typed = typed_options(argv)
+    typed, later = typed_options(argv), set()
+    if (isinstance(config, DipConfig) and "--variant" not in typed and config.task == "denoise"
+            and config.stop == "held-out"):
+        later = {"--weight"}  # the size of the pictures says whether they are cross-fitted, with a penalty
     for option, why in idle_options(config).items():
-        if option in typed:
+        if option in typed - later:
             raise UserError(f"{option} does nothing here: {why}; leave it out")
 
 

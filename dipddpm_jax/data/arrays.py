@@ -119,7 +119,7 @@ def write_restored(
         assert origin is not None
         alone = len(pages) == len(names)
         folder = workdir if alone or len(pages) > 1 else workdir / names[pages[0]]
-        stem = "restored" if alone or len(pages) == 1 else f"{path.stem}-restored"
+        stem = "restored" if alone or len(pages) == 1 else f"{names[pages[0]].rpartition('_')[0]}-restored"
         numbers = origin.numbers(np.stack([np.asarray(pictures[i], np.float32) for i in pages]))
         if "c" in origin.axes and origin.channels > numbers.shape[-1]:  # equal channels were restored as one
             numbers = np.repeat(numbers, origin.channels, -1)

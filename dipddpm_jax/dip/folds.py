@@ -42,10 +42,12 @@ def block_masks(
 ) -> tuple[Float[Array, "folds h w 1"], Float[Array, "folds h w 1"]]:
     """Blocks of side x side pixels, each in one of `folds` parts, for noise that neighbours share: what a fit does not
     see, and the blocks without their margins, which are judged. No pixel that is judged has a neighbour that is seen.
+    A last row or column of one pixel, in which nothing could be judged, belongs to the blocks before it.
     """
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = (max((length + side - 2) // side, 1) for length in (height, width))
     hidden = fold_masks(key, jnp.ones((rows, columns, 1)), folds)
-    hidden = jnp.repeat(jnp.repeat(hidden, side, 1), side, 2)[:, :height, :width]
+    hidden = jnp.repeat(jnp.repeat(hidden, side, 1), side, 2)
+    hidden = jnp.pad(hidden, ((0, 0), (0, 1), (0, 1), (0, 0)), "edge")[:, :height, :width]
     inner = [(jnp.arange(length) % side > 0) & (jnp.arange(length) % side < side - 1) for length in (height, width)]
     return hidden, hidden * jnp.outer(*inner)[None, ..., None]
 

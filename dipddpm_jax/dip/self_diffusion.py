@@ -66,30 +66,31 @@ def self_diffusion(
                               jnp.zeros_like(start))
         seen = operator.forward(jnp.ones_like(start)) != 0
         held = seen & (jax.random.uniform(held_key, seen.shape) < held_out)
-        level, kept = program(operator), (np.inf, 0, start)
+        level, kept = program(operator), (np.inf, start)
         for i, sigma in enumerate(sigmas):
             noise = jnp.asarray(sigma, start.dtype) * jax.random.normal(jax.random.fold_in(noise_key, i), start.shape)
-            state, error = level(state, y, held, noise)
+            weight = 1 - average_decay ** ((i + 1) * steps)  # of an average that began at 0
+            state, error = level(state, y, held, noise, jnp.asarray(weight, start.dtype))
             if not held_out or error < kept[0]:
-                kept = float(error), (i + 1) * steps, state.average
-        error, count, average = kept
-        # An average that began at 0 lacks decay^(steps so far) of its weight.
-        picture = average / (1 - average_decay**count) if count else average
-        return Restoration(picture, None, Cost(steps=levels * steps, error=_less_noise(error, picture, measurement)
-                                               if held_out else None))
+                kept = float(error), state.average / weight
+        error, picture = kept
+        error = _less_noise(error, picture, measurement, seen) if held_out else None
+        return Restoration(picture, None, Cost(steps=levels * steps, error=error))
 
     return restore
 
 
-def _less_noise(error: float, picture: Image, measurement: Measurement) -> float:
+def _less_noise(error: float, picture: Image, measurement: Measurement, seen: Array) -> float:
     """The estimated mean squared error of A x: the held-out error without the variance of the noise held out."""
-    return max(error - float(jnp.mean(measurement.noise.variance(measurement.operator.forward(picture)))), 0.0)
+    variance = measurement.noise.variance(measurement.operator.forward(picture))
+    return max(error - float(jnp.mean(jnp.broadcast_to(variance, seen.shape), where=seen)), 0.0)
 
 
 def _level(
     network: nn.Module, optimizer: optax.GradientTransformation, steps: int, decay: float, operator: Operator,
-) -> Callable[[SelfDiffusion, Array, Array, Image], tuple[SelfDiffusion, Array]]:
-    """The compiled program of one level: `steps` updates in one scan, and the average's error on what is held out."""
+) -> Callable[[SelfDiffusion, Array, Array, Image, Array], tuple[SelfDiffusion, Array]]:
+    """The compiled program of one level: `steps` updates in one scan, and the error of the average, divided by its
+    weight, on what is held out."""
     def loss_of(params, statistics, noised, y, held):
         variables = {"params": params, **statistics}
         output, statistics = network.apply(variables, noised[None], train=True, mutable=["batch_stats"])
@@ -98,7 +99,7 @@ def _level(
         return jnp.mean(jnp.where(held, 0, misfit)), (output, dict(statistics))
 
     @jax.jit
-    def level(state: SelfDiffusion, y: Array, held: Array, noise: Image) -> tuple[SelfDiffusion, Array]:
+    def level(state: SelfDiffusion, y: Array, held: Array, noise: Image, weight: Array) -> tuple[SelfDiffusion, Array]:
         noised = state.estimate + noise
 
         def step(state, _):
@@ -110,7 +111,7 @@ def _level(
             return SelfDiffusion(params, statistics, opt_state, output, average), None
 
         state, _ = jax.lax.scan(step, state, length=steps)
-        wrong = jnp.square(operator.forward(state.average) - y)
+        wrong = jnp.square(operator.forward(state.average / weight) - y)
         return state, jnp.sum(jnp.where(held, wrong, 0)) / jnp.maximum(jnp.sum(held), 1)
 
     return level

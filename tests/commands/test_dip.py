@@ -98,6 +98,22 @@ def test_a_budget_of_minutes_ends_with_the_best_so_far_and_more_time_goes_on_fro
     assert restored[0] == restored[1]
 
 
+def test_a_budget_of_minutes_is_said_whatever_the_rule(clean, tmp_path):
+    run("--clean", clean, "--sigma", 25, "--minutes", 0.001, "--stop", "never", "--workdir", tmp_path / "cut")
+    notes = json.loads((tmp_path / "cut" / "results.json").read_text())["notes"]
+    (note,) = (note for note in notes if note.startswith("ended at step 10 of "))
+    assert "more time: python train.py dip --resume" in note
+
+
+def test_a_weight_without_a_penalty_is_refused(clean, tmp_path, capsys):
+    """Of one fit; whether there is one is known when the size of the picture is."""
+    with pytest.raises(SystemExit, match="2"):
+        train_main(["dip", "--clean", str(clean), "--folds", "1", "--weight", "0.1", "--workdir",
+                    str(tmp_path / "out")])
+    assert "--weight does nothing here: --variant plain" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_is_cross_fitted(clean, tmp_path, capsys):
     run("--clean", clean, "--folds", 3, "--seeds", 2, "--workdir", tmp_path / "out")
     result = scores_of(tmp_path / "out")[0]

@@ -8,6 +8,8 @@ from skimage.restoration import denoise_nl_means
 from dipddpm_jax.commands import restore as module
 from dipddpm_jax.commands import restorers
 from dipddpm_jax.commands.restore import restore
+from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip_ranges import check_dip
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.measurement import Restoration
 
@@ -41,6 +43,8 @@ def test_options_reach_the_measurement_in_the_pictures_units(monkeypatch):
     restore(noisy, sigma=span / 10, stop="discrepancy", seed=3, num_steps=7)
     config, given = seen[-1]
     assert abs(given.sigma[0] - 0.1) < 1e-6 and abs(config.sigma - 25.5) < 1e-4 and config.num_steps == 7
+    restore(noisy, sigma=span / 10)  # ten fits, whose total variation it weighs
+    assert abs(seen[-1][1].sigma[0] - 0.1) < 1e-6 and seen[-1][0].variant == "tv"
     mask = np.ones((16, 16), bool)
     mask[4:8, 4:8] = False
     holes = np.where(mask, noisy, np.nan)  # what is missing may be anything
@@ -65,7 +69,7 @@ BAD = {
     "'superres' needs factor": dict(task="superres"),
     "'deblur' needs blur": dict(blur=1.0),
     "--factor must lie between": dict(task="superres", factor=1),
-    "sigma does nothing": dict(sigma=3.0),
+    "sigma does nothing": dict(sigma=3.0, folds=1),
     "needs the clean picture": dict(stop="oracle"),
     "unknown network": dict(network="bogus"),
     "unknown stop": dict(stop="sometime"),
@@ -78,6 +82,15 @@ BAD = {
 def test_bad_input_is_refused(words):
     with pytest.raises(UserError, match=words):
         restore(**{"noisy": scene(16), **BAD[words]})
+
+
+@pytest.mark.parametrize("name", ["folds", "factor", "num_steps", "seed", "crop"])
+def test_numbers_that_must_be_whole_are_refused_otherwise(name):
+    """From Python without type checks, or a config.json that somebody edited."""
+    config = DipConfig()
+    object.__setattr__(config, name, 20.5)
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be a whole number; got 20.5"):
+        check_dip(config)
 
 
 def test_a_noisy_picture_gets_better():

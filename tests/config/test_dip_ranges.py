@@ -25,7 +25,8 @@ def test_numbers_that_are_not_finite_or_absurd_are_refused_everywhere(value):
 
 
 @pytest.mark.parametrize("changes, option", [
-    ({"peak": 30.0, "sigma": 25.0}, "--sigma"), ({"weight": 0.1}, "--weight"), ({"factor": 4}, "--factor"),
+    ({"peak": 30.0, "sigma": 25.0}, "--sigma"), ({"weight": 0.1, "task": "deblur"}, "--weight"),
+    ({"factor": 4}, "--factor"),
     ({"task": "deblur", "factor": 2}, "--factor"), ({"task": "superres", "blur": 2.0}, "--blur"),
     ({"keep": 0.3}, "--keep"), ({"task": "inpaint", "mask": Path("m.png"), "keep": 0.3}, "--keep"),
     ({"variant": "aseqdip", "jitter": 0.1}, "--jitter"), ({"variant": "self-guided", "code": "noise"}, "--code"),
@@ -40,6 +41,13 @@ def test_an_option_that_does_nothing_is_refused_when_typed(changes, option, styl
     with pytest.raises(UserError, match=option):
         refuse_idle(config, [argv[0].replace("-", "_").replace("__", "--", 1)])
     refuse_idle(config, ["--image", "camera", "--seed", "1"])  # and no word of defaults that nobody typed
+
+
+def test_a_weight_waits_for_the_size_of_the_picture():
+    """A small picture is cross-fitted with total variation, which it weighs; for others a run refuses it."""
+    refuse_idle(DipConfig(weight=0.1), ["--weight", "0.1"])
+    with pytest.raises(UserError, match="--weight does nothing here"):
+        refuse_idle(DipConfig(weight=0.1), ["--weight", "0.1", "--variant", "plain"])
 
 
 def test_options_that_do_something_are_not_refused():
@@ -91,7 +99,8 @@ def test_what_is_typed_beside_resume_is_laid_over_the_saved_configuration(tmp_pa
 
 @pytest.mark.parametrize("name, value, words", [
     ("network", "skip-ligth", "unknown network 'skip-ligth': did you mean skip-light"),
-    ("stop", "sometime", "unknown stop 'sometime': known are held-out"), ("num_steps", "7", "--num-steps must lie"),
+    ("stop", "sometime", "unknown stop 'sometime': known are held-out"),
+    ("num_steps", "7", "--num-steps must be a whole number"),
     ("sigma", [25], "--sigma must lie")])
 def test_a_wrong_value_is_named(monkeypatch, tmp_path, name, value, words):
     """From Python or in a config.json, where no parser looks."""

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dipddpm_jax import networks
 from dipddpm_jax.__main__ import main
 from dipddpm_jax.commands import cli
 from dipddpm_jax.commands.model import load_run
@@ -12,7 +13,7 @@ from dipddpm_jax.data import scenes
 
 SMALL = {
     "unet": ["--network.width", "8"],
-    "own": ["--network.function", "dipddpm_jax.networks:SmallUNet"],
+    "own": ["--network.function", "dipddpm_jax.networks:tiny_unet"],
     "attention-unet": ["--data", "mnist5k", "--network.widths", "8", "8", "8", "8", "--network.time-dim", "8"],
     "small-unet": ["--data", "mnist5k", "--network.widths", "4", "4", "4"],
     "residual-denoiser": ["--data", "photo_crops", "--network.num-blocks", "2"],
@@ -29,8 +30,10 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset(preset, tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "NUM_PICTURES", {"train": 16, "test": 8})
+    monkeypatch.setattr(networks, "tiny_unet", lambda: networks.UNet(width=8, multipliers=(1,), attention_size=0),
+                        raising=False)
     steps = ["--schedule.num-steps", "10", "--sampler.num-steps", "2"]
-    cli.train_main([preset, *SMALL[preset], *steps, "--steps", "2", "--batch-size", "8", "--chunk", "2", "--data-dir",
+    cli.train_main([preset, *SMALL[preset], *steps, "--steps", "2", "--batch-size", "8", "--chunk", "1", "--data-dir",
                     str(tmp_path / "data"), "--workdir", str(tmp_path / "run")])
     assert (tmp_path / "run" / "samples.png").exists()
     cli.sample_main([str(tmp_path / "run"), "--count", "3", "--gif", "--out", str(tmp_path / "out"), "--data-dir",

@@ -59,6 +59,15 @@ def test_numbers_keep_their_units_type_and_sum(tmp_path, suffix, dtype, pages):
         assert fits.getheader(written)["BUNIT"] == "erg/s"
 
 
+def test_files_of_one_name_in_two_folders_are_both_written(tmp_path):
+    for folder in "ab":
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / "in" / folder / "scan.tif", NUMBERS.astype(np.float32), photometric="minisblack")
+    source = read_pictures(str(tmp_path / "in"))
+    arrays.write_restored(tmp_path, source.names, source.origins, list(source.pictures))
+    assert {path.name for path in tmp_path.glob("*.tif")} == {"a_scan-restored.tif", "b_scan-restored.tif"}
+
+
 def test_pages_share_black_and_white(tmp_path):
     np.save(tmp_path / "stack.npy", NUMBERS)
     source = read_pictures(str(tmp_path / "stack.npy"))

@@ -11,7 +11,7 @@ from dipddpm_jax.dip.folds import block_masks
 from dipddpm_jax.errors import UserError
 
 
-@pytest.mark.parametrize("size", [(40, 40), (33, 47)])
+@pytest.mark.parametrize("size", [(40, 40), (33, 47), (41, 26)])
 def test_every_pixel_is_hidden_once_and_none_that_is_judged_has_a_neighbour_that_is_seen(size):
     hidden, judged = (np.asarray(masks)[..., 0] for masks in block_masks(jax.random.key(0), *size, 4))
     assert (hidden.sum(0) == 1).all()
@@ -19,6 +19,13 @@ def test_every_pixel_is_hidden_once_and_none_that_is_judged_has_a_neighbour_that
     for one, inner in zip(hidden, judged):
         near = binary_dilation(inner > 0, np.ones((3, 3)))
         assert not (near & (one == 0)).any() and inner.sum() > 0.2 * one.sum()
+
+
+@pytest.mark.parametrize("size", [(21, 16), (25, 11), (26, 26)])
+def test_every_fold_of_a_small_picture_judges_something(size):
+    for seed in range(10):
+        _, judged = block_masks(jax.random.key(seed), *size, 8)
+        assert (judged.sum((1, 2, 3)) > 0).all()
 
 
 def saved(path, blur, size=48):

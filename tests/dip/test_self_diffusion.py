@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dipddpm_jax.diffusion.schedules import from_betas
-from dipddpm_jax.dip.self_diffusion import level_sigmas, self_diffusion
+from dipddpm_jax.dip.self_diffusion import _less_noise, level_sigmas, self_diffusion
 from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement
-from dipddpm_jax.inverse.noises import Gaussian
+from dipddpm_jax.inverse.noises import Gaussian, Poisson
 from dipddpm_jax.networks import SkipNet
 from dipddpm_jax.networks.layers import initial_variables
 
@@ -53,6 +53,22 @@ def test_denoises_and_says_its_error():
     assert found.evidence.error == pytest.approx(float(jnp.mean(jnp.square(found.picture - scene()))), abs=0.003)
     again = restore(measurement, jax.random.key(1))
     assert np.array_equal(found.picture, again.picture)
+
+
+def test_the_error_is_that_of_the_picture_however_young_its_average_is():
+    """20 steps of an average with a decay of 0.99 have 18 % of its weight."""
+    measurement = Measurement(jnp.full((16, 16, 1), 0.6), operators.identity, Gaussian(0.0))
+    restore = self_diffusion(NETWORK, levels=1, steps=20, average_decay=0.99, held_out=0.3)
+    found = restore(measurement, jax.random.key(0))
+    true = float(jnp.mean(jnp.square(found.picture - 0.6)))
+    assert true < 0.1 and found.evidence.error == pytest.approx(true, rel=0.5)
+
+
+def test_the_noise_that_is_taken_off_the_error_is_that_of_known_pixels():
+    seen = operators.random_mask(jax.random.key(0), 32, 32, 0.3) != 0
+    measurement = Measurement(scene(), operators.masked(seen.astype(jnp.float32)), Poisson(20.0))
+    variance = float(jnp.mean((scene() / 20)[seen]))
+    assert _less_noise(variance + 0.01, scene(), measurement, seen) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_holes_are_filled_and_what_is_known_is_kept():
