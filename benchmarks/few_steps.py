@@ -21,6 +21,7 @@ from dipddpm_jax import devices, records  # noqa: E402
 from dipddpm_jax.commands.labels import default_labels  # noqa: E402
 from dipddpm_jax.commands.model import draw, load_run  # noqa: E402
 from dipddpm_jax.config import saved  # noqa: E402
+from dipddpm_jax.pretrained import PRIORS  # noqa: E402
 
 LINES = REPO / "docs" / "results" / "few_steps.jsonl"
 PAGE = REPO / "docs" / "results" / "few_steps.md"
@@ -37,8 +38,10 @@ def training_of(workdir: Path) -> dict[str, Any]:
             seconds += (row["step"] - before) * config.batch_size / row["images_per_s"]
             before = row["step"]
     start = config.start if "/" not in str(config.start) else "RUN"
-    command = ["python", "train.py", "few-step", "--from", start, "--calls", few.calls, "--hops", few.hops, "--steps",
-               config.steps, "--batch-size", config.batch_size, "--seed", config.seed]
+    own = PRIORS[start].data if start in PRIORS else None
+    data = [] if config.data == own else ["--data", config.data]
+    command = ["python", "train.py", "few-step", "--from", start, *data, "--calls", few.calls, "--hops", few.hops,
+               "--steps", config.steps, "--batch-size", config.batch_size, "--seed", config.seed]
     return {"train": shlex.join(map(str, command)), "minutes": round(seconds / 60, 1)}
 
 

@@ -4,6 +4,7 @@ Noise is not clipped, as in the literature. A line of restoration.jsonl is one r
 already are not computed again, so that the table may be completed in parts (restored pictures lie in runs/restoration):
 
     python benchmarks/restoration.py --minutes 10 --tasks sigma-25 --rows "non-local means" "cross-fit"
+    python benchmarks/restoration.py --source cbsd68 --side 256 --pictures 20 --tasks sigma-15 sigma-25 sigma-50
 
 Rows that need the package bm3d, whose licence allows no commercial use, are left out where it is missing:
 pip install "dipddpm_jax[benchmark]".
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +25,17 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.places import REPO, SET12  # noqa: E402
-from benchmarks.restoration_page import render
+from benchmarks.places import CBSD68, REPO, SET12  # noqa: E402
+from benchmarks.restoration_page import render, source_of
 from dipddpm_jax import classical, devices, plots, records
-from dipddpm_jax.commands import sources
+from dipddpm_jax.commands import restore_by_prior, sources, starts
 from dipddpm_jax.commands.dip_report import psnr_and_ssim
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
 from dipddpm_jax.dip import crossfit, folds
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
+from dipddpm_jax.hybrids.truncated_reverse import one_step, truncated_reverse
 from dipddpm_jax.inverse import noise_level, operators, referee, splitting
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
@@ -72,6 +74,7 @@ class Row(NamedTuple):
     tasks: tuple[str, ...] = DENOISE
     told: bool = False
     draws: bool = True  # whether a seed changes it
+    colour: bool = False  # whether it takes pictures in colour only
 
 
 def one_fit(weight: float | None) -> Restore:
@@ -93,10 +96,20 @@ def one_fit(weight: float | None) -> Restore:
 
 
 def bm3d_denoiser() -> Restore:
-    """BM3D (Dabov et al. 2007) by its authors' package."""
-    from bm3d import bm3d
+    """BM3D (Dabov et al. 2007) by its authors' package; of colour, CBM3D."""
+    from bm3d import bm3d, bm3d_rgb
 
-    return classical.gaussian_denoiser(bm3d, "BM3D")
+    return classical.gaussian_denoiser(lambda y, sigma: (bm3d_rgb if y.shape[-1] == 3 else bm3d)(y, sigma), "BM3D")
+
+
+def photo_prior(calls: int = 0) -> Callable[[], Restore]:
+    """The pretrained prior `photos`: one call at the time of the noise, or the mean of four chains of so many."""
+    def make() -> Restore:
+        model = starts.load_prior("photos")
+        prior = model.prior(multiple=restore_by_prior.check_fit(model, (64, 64, 3)))
+        return truncated_reverse(prior, calls, 4) if calls else one_step(prior)
+
+    return make
 
 
 def nothing(measurement: Measurement, key: jax.Array) -> Restoration:
@@ -134,6 +147,9 @@ ROWS: dict[str, Row] = {
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
     "self-diffusion": Row(self_diffused(100), tuple(TASKS)),
     "self-diffusion, stopped": Row(self_diffused(25, 0.99, 0.1), tuple(TASKS)),
+    "prior photos, one call": Row(photo_prior(), DENOISE[:3], draws=False, colour=True),
+    "prior photos, one call, told": Row(photo_prior(), DENOISE[:3], True, False, colour=True),
+    "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3], colour=True),
 }
 JUDGED = {  # what the referee may choose from; BM3D is not ours to give
     "referee": ("non-local means", "total variation", "BayesShrink", "pixel pairs", "cross-fit"),
@@ -151,17 +167,26 @@ class Setting:
     pictures: int = 12
     seeds: int = 1
     side: int = 64
+    source: Literal["set12", "cbsd68"] = "set12"
+    """set12: grey pictures, resized; cbsd68: squares out of the middle of pictures in colour, their pixels as they are;
+    photographs of scikit-image where they are absent."""
     minutes: float = 1e9
     """No restoration is begun after so many minutes."""
     quick: bool = False
     """Two pictures at 32x32 and none of the slow rows, to see that it runs; into runs/, not into docs/."""
 
 
-def clean_pictures(side: int, count: int) -> dict[str, np.ndarray]:
-    """Set12 in grey where it is at hand, else grey photographs of scikit-image; resized to side x side, in [0, 1]."""
+def clean_pictures(side: int, count: int, source: str = "set12") -> dict[str, np.ndarray]:
+    """Pictures of side x side pixels, in [0, 1]."""
+    if source == "cbsd68":
+        if not CBSD68.is_dir():
+            raise SystemExit(f"{CBSD68} is not there, and no other pictures stand in for it")
+        names = sorted(path.name for path in CBSD68.glob("*.png"))[:: max(1, 68 // count)][:count]
+        read = [sources.read_pictures(str(CBSD68 / name), crop=side) for name in names]
+        return {f"cbsd68/{name.removesuffix('.png')}": one.pictures[0] for name, one in zip(names, read)}
     if SET12.is_dir():
-        source = sources.read_pictures(str(SET12), side)
-        found = {f"set12/{name}": picture[..., :1] for name, picture in zip(source.names, source.pictures)}
+        read = sources.read_pictures(str(SET12), side)
+        found = {f"set12/{name}": picture[..., :1] for name, picture in zip(read.names, read.pictures)}
     else:
         print(f"{SET12} is not there: photographs of scikit-image stand in for it", flush=True)
         found = {name: square(photograph(name), side).mean(-1, keepdims=True).astype(np.float32) / 255
@@ -220,19 +245,23 @@ def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: 
 def compute(c: Setting, file: Path) -> list[dict]:
     """Completes the lines, task by task and row by row."""
     lines = records.read_lines(file)
-    began, made = time.monotonic(), {}
+    began, made, pictures = time.monotonic(), {}, clean_pictures(c.side, c.pictures, c.source)
     for task_name in c.tasks:
         task = TASKS[task_name]
         for row in c.rows:
-            for place, (name, clean) in enumerate(clean_pictures(c.side, c.pictures).items()):
+            for place, (name, clean) in enumerate(pictures.items()):
                 for seed in range(c.seeds):
                     known = {(line["row"], line["task"], line["side"], line["picture"], line["seed"]): line
                              for line in lines}
+                    if c.source == "cbsd68":
+                        place = int(name.removeprefix("cbsd68/"))  # whatever pictures were chosen beside it
                     key = (task_name, c.side, name, seed)
                     wanted = f"{row}, average" if row in JUDGED else row
                     if (wanted, *key) in known or time.monotonic() - began > 60 * c.minutes:
                         continue
                     if row in ROWS and task_name not in ROWS[row].tasks or row in JUDGED and task_name not in DENOISE:
+                        continue
+                    if row in ROWS and ROWS[row].colour and clean.shape[-1] != 3:
                         continue
                     try:
                         needed = JUDGED.get(row, (row,))
@@ -255,11 +284,14 @@ def compute(c: Setting, file: Path) -> list[dict]:
     return lines
 
 
-def sheet(lines: list[dict], task: str) -> tuple[np.ndarray, list[str]] | None:
+def sheet(lines: list[dict], task: str, source: str, most: int = 12) -> tuple[np.ndarray, list[str]] | None:
     """All pictures of a task, a picture to a row and a method to a column; the names of the columns."""
-    chosen = [line for line in lines if line["task"] == task and line["seed"] == 0]
+    chosen = [line for line in lines if line["task"] == task and line["seed"] == 0 and source_of(line) == source]
     side = max((line["side"] for line in chosen), default=0)
-    pictures = clean_pictures(side, 12) if chosen else {}
+    named = dict.fromkeys(line["picture"] for line in chosen)
+    pictures = {name: clean for name, clean in (clean_pictures(side, len(named), source) if chosen else {}).items()
+                if name in named}
+    pictures = dict(list(pictures.items())[:most])
     rows = [row for row in dict.fromkeys(line["row"] for line in chosen)
             if all(kept_at(row, task, side, name, 0).is_file() for name in pictures)]
     if not rows:
@@ -279,10 +311,11 @@ def main(setting: Setting) -> None:
         out = REPO / "runs" / "restoration_quick"
     out.mkdir(parents=True, exist_ok=True)
     lines = compute(setting, out / "restoration.jsonl")
-    columns = []
-    if found := sheet(lines, "sigma-25"):
-        plots.picture(found[0]).save(out / "restoration.png")
-        columns = found[1]
+    columns = {}
+    for source, name, most in (("set12", "restoration.png", 12), ("cbsd68", "restoration_colour.png", 2)):
+        if found := sheet(lines, "sigma-25", source, most):
+            plots.picture(found[0]).save(out / name)
+            columns[name] = found[1]
     page = out / "restoration.md"
     page.write_text(render(lines, columns, page.read_text() if page.is_file() else ""))
 

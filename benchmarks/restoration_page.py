@@ -1,4 +1,6 @@
 """The page of benchmarks/restoration.py: tables made of result lines."""
+import itertools
+
 import numpy as np
 from scipy.stats import t as student
 
@@ -10,6 +12,14 @@ TITLES = {
     "inpaint-50": "Inpainting, half of the pixels known, no noise", "superres-4": "Four times the resolution, no noise",
     "deblur-1.6": "Gaussian blur of 1.6 pixels and noise of sigma sqrt(2) of 255",
 }
+
+
+SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
+
+
+def source_of(line: dict) -> str:
+    """The set that a line's picture is from."""
+    return "cbsd68" if line["picture"].startswith("cbsd68/") else "set12"
 
 
 def by_picture(lines: list[dict], row: str, what: str = "psnr") -> dict[str, float]:
@@ -67,7 +77,7 @@ def regret(lines: list[dict], row: str) -> list[str]:
     return text
 
 
-def render(lines: list[dict], columns: list[str], before: str) -> str:
+def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str:
     """The page; what stood between its marks for notes is kept."""
     notes = before.partition(NOTES)[2].partition(END)[0] if NOTES in before else "\n"
     where = sorted({f"{line['origin']['machine']}, {line['origin']['date']}" for line in lines})
@@ -82,13 +92,14 @@ def render(lines: list[dict], columns: list[str], before: str) -> str:
         "picture by picture; the interval is Student's over pictures. `estimated`: what the method says of its own "
         "error. Core seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
         f"Made on {'; '.join(where)}.", "", NOTES + notes + END, ""]
-    for task, title in TITLES.items():
-        mine = [line for line in lines if line["task"] == task]
+    for (source, colour), (task, title) in itertools.product(SOURCES.items(), TITLES.items()):
+        mine = [line for line in lines if line["task"] == task and source_of(line) == source]
         if mine:
-            text += [f"## {title}", "", *table(mine)]
+            size = f", {mine[0]['side']}x{mine[0]['side']} out of the middle of pictures of CBSD68" if colour else ""
+            text += [f"## {colour}{title}{size}", "", *table(mine)]
             found = [sentence for row in ("referee", "referee with BM3D") for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
-    if columns:
-        text += ["## All pictures at sigma 25", "", "Columns: " + "; ".join(columns) + ".", "",
-                 "![All methods, a picture to a row](restoration.png)", ""]
+    for name, shown in columns.items():
+        text += [f"## {'Pictures in colour' if 'colour' in name else 'All pictures'} at sigma 25", "",
+                 "Columns: " + "; ".join(shown) + ".", "", f"![All methods, a picture to a row]({name})", ""]
     return "\n".join(text)

@@ -19,7 +19,7 @@ def test_an_interval_is_students():
 
 
 def test_rows_are_in_order_and_differences_are_those_of_pictures():
-    page = render(list(lines()), ["clean", "BM3D"], "")
+    page = render(list(lines()), {"restoration.png": ["clean", "BM3D"]}, "")
     rows = [line for line in page.splitlines() if line.startswith(("| BM3D", "| DIP"))]
     assert rows == ["| BM3D | 31.00 | 0.900 | +0.00 +- 0.00 |  | 3 x 1 | 2.0 |",
                     "| DIP | 29.00 | 0.900 | -2.00 +- 2.48 | +0.50, 0.50 | 3 x 1 | 2.0 |"]
@@ -27,7 +27,15 @@ def test_rows_are_in_order_and_differences_are_those_of_pictures():
 
 
 def test_notes_stay_and_rows_of_fewer_pictures_say_so():
-    page = render(list(lines()), [], "")
+    page = render(list(lines()), {}, "")
     noted = page.replace(NOTES + "\n" + END, NOTES + "\nA finding.\n" + END)
-    again = render(list(lines())[:-1], [], noted)
+    again = render(list(lines())[:-1], {}, noted)
     assert "A finding." in again and "| DIP* | 29.00 |" in again and "| DIP* |" not in noted
+
+
+def test_colour_stands_in_tables_of_its_own():
+    colour = [{**line, "picture": "cbsd68/" + line["picture"], "side": 64, "psnr": line["psnr"] - 10}
+              for line in lines()]
+    page = render([*lines(), *colour], {}, "")
+    grey, later = page.split("## Colour: Gaussian noise, sigma 25 of 255, 64x64 out of the middle")
+    assert "| BM3D | 31.00 |" in grey and "| BM3D | 21.00 |" in later and "| BM3D | 31.00 |" not in later

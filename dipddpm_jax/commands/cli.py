@@ -16,7 +16,7 @@ from dipddpm_jax.config import few_step, ranges, saved
 from dipddpm_jax.config.diffusion import RunOptions, TrainConfig
 from dipddpm_jax.config.label_accuracy import LabelAccuracy
 from dipddpm_jax.config.presets import PRESETS
-from dipddpm_jax.config.restore_by_prior import RestoreOptions, checked_restoring, refuse_other_options
+from dipddpm_jax.config.restore_by_prior import AUTO, RestoreOptions, checked_restoring, refuse_other_options
 from dipddpm_jax.config.sampler import SamplerOptions, check_guidance
 from dipddpm_jax.errors import UserError, closest
 
@@ -239,9 +239,12 @@ def _restore(
     if config.few_step is not None:
         raise UserError("--restore needs a denoiser at every noise, which a few-step model is not: take the model that "
                         f"it was made from{f', {config.start}' if config.start else ''}")
-    measured = checked_restoring(command.restoring, command.seed)
+    options = command.restoring
+    if command.prior is not None and options.method == AUTO and options.task == "denoise":
+        options = dataclasses.replace(options, method=pretrained.PRIORS[command.prior].denoises_by)
+    measured = checked_restoring(options, command.seed)
 
     from dipddpm_jax.commands import restore_by_prior, sample
 
     model, source = sample.chosen_model(command, workdir, config, facts)
-    print(restore_by_prior.restore_with_model(model, source, command.restoring, measured, command.out, argv))
+    print(restore_by_prior.restore_with_model(model, source, options, measured, command.out, argv))

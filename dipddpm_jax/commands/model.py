@@ -17,13 +17,16 @@ from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import AUTOENCODE, TrainConfig
 from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures, check_guidance
 from dipddpm_jax.config.saved import Facts
-from dipddpm_jax.diffusion import spacings, training
+from dipddpm_jax.diffusion import denoisers, spacings, training
 from dipddpm_jax.diffusion.samplers import gaussian_noise
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.passes import denoise_pictures
 from dipddpm_jax.hybrids.prior import DiffusionPrior, Learned, Spacing
 from dipddpm_jax.types import Denoise, Images, Labels, Times
+
+NO_DENOISER = ("restoring needs a denoiser at every noise, which a few-step model is not: take the model that it was "
+               "made from")
 
 
 class Model(NamedTuple):
@@ -67,14 +70,18 @@ class Model(NamedTuple):
         return builders.make_denoiser(self.config, SamplerConfig(guidance=guidance), self.network, self.weights,
                                       labels, guidance)
 
-    def prior(self, spacing: Spacing = spacings.even_log_snr) -> DiffusionPrior:
-        """What restorers take: the denoiser without labels, and its weights for those that go on learning them."""
+    def prior(self, spacing: Spacing = spacings.even_log_snr, multiple: int = 1) -> DiffusionPrior:
+        """What restorers take: the denoiser without labels, and its weights for those that go on learning them; for
+        pictures of any size if the network takes those whose sides are a `multiple`. Raises UserError for a few-step
+        model, which is no denoiser."""
+        if self.config.few_step is not None:
+            raise UserError(NO_DENOISER)
         fixed = {name: tree for name, tree in self.weights.items() if name != "params"}
 
         def denoiser(params: PyTree) -> Denoise:
-            return self._replace(weights={"params": params, **fixed}).denoiser()
+            return denoisers.padded(self._replace(weights={"params": params, **fixed}).denoiser(), multiple)
 
-        return DiffusionPrior(self.denoiser(), self.schedule, self.pixels, spacing,
+        return DiffusionPrior(denoiser(self.weights["params"]), self.schedule, self.pixels, spacing,
                               Learned(self.weights["params"], denoiser))
 
 

@@ -44,6 +44,9 @@ BY_ITSELF: dict[str, Callable[[DiffusionPrior], Restore]] = {
 }
 
 
+MULTIPLES = (1, 2, 4, 8, 16, 32)  # of sides, that networks which halve pictures need
+
+
 def make_restorer(prior: DiffusionPrior, options: RestoreOptions) -> Restore:
     """The restorer that a method's name stands for."""
     name = chosen_method(options)
@@ -54,20 +57,27 @@ def make_restorer(prior: DiffusionPrior, options: RestoreOptions) -> Restore:
     return MAKERS[name](prior, options.calls, options.samples)
 
 
-def check_fit(model: Model, shape: tuple[int, int, int]) -> None:
-    """Raises UserError for pictures of a size or number of channels that the model's network cannot take."""
+def check_fit(model: Model, shape: tuple[int, int, int]) -> int:
+    """The number whose multiples the sides must be for the model's network; to it pictures are padded.
+
+    Raises UserError for pictures of a size or number of channels that the network cannot take.
+    """
     trained = model.facts.image_shape
     height, width, channels = shape
     said = f"the pictures have {width}x{height} pixels and {channels} channels, and this model was trained on " \
            f"{trained[1]}x{trained[0]} with {trained[2]}"
     if channels != trained[2]:
         raise UserError(f"{said}: the channels must be equal")
-    try:
-        out = jax.eval_shape(lambda x: model.apply(x, 1), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    except (TypeError, ValueError, ZeroDivisionError, FlaxError):
-        raise UserError(f"{said}: its network cannot take them") from None
-    if out.shape != (1, *shape):
-        raise UserError(f"{said}: its network cannot take them")
+    for multiple in MULTIPLES:
+        padded = (1, height + -height % multiple, width + -width % multiple, channels)
+        if padded[1] >= 2 * height or padded[2] >= 2 * width:
+            break  # there is not so much to mirror
+        try:
+            if jax.eval_shape(lambda x: model.apply(x, 1), jax.ShapeDtypeStruct(padded, jnp.float32)).shape == padded:
+                return multiple
+        except (UserError, TypeError, ValueError, ZeroDivisionError, FlaxError):
+            continue
+    raise UserError(f"{said}: its network cannot take them")
 
 
 def restore_with_model(
@@ -76,8 +86,7 @@ def restore_with_model(
     """Restores the pictures and writes them; returns what to tell the user. Raises UserError."""
     given = load_measurements(config)
     shape = (*given.size, given.measurements.shape[-1])
-    check_fit(model, shape)
-    prior = model.prior()
+    prior = model.prior(multiple=check_fit(model, shape))
     name = chosen_method(options)
     restore = make_restorer(prior, options)
     record = {RESTORED: asdict(options), "weights": source, "method": name}

@@ -214,6 +214,8 @@ def train_on(given: TrainingData, config: TrainConfig, run: RunOptions, preset: 
              ) -> tuple[Path, Path]:
     """The same on these pictures; `again` is what goes on with the run, by default a command line."""
     builders.check_names(config)
+    if (few := config.few_step) is not None and few.guidance and not given.facts.label_names:
+        config = replace(config, few_step=replace(few, guidance=0.0))  # as the teacher's sampler leaves it out
     if run.tensorboard:
         check_installed()
     if jax.process_index() == 0:

@@ -4,6 +4,7 @@ import re
 MODULES = {
     "mnist5k": "mnist5k",
     "photo_crops": "photographs",
+    "photo_turns": "photographs",
     "mnist": "prepared",
     "fashion_mnist": "prepared",
     "cifar10": "prepared",
@@ -12,10 +13,11 @@ MODULES = {
 }
 NAMES = tuple(MODULES)
 OWN = "folder:PATH, FILE.npz and MODULE:FUNCTION"
-HELP = (f"{', '.join(NAMES)} (the first two and scenes come with the installation); or your own: folder:PATH, a folder "
-        "of pictures, whose subfolders are classes or the splits train and test; FILE.npz with arrays images (n h w or "
-        "n h w c; integers 0..255 or floats in [0, 1]) and, if you like, labels and label_names; or MODULE:FUNCTION, "
-        "called with \"train\" or \"test\", which returns (images, labels), or None for a split that it does not have.")
+HELP = (f"{', '.join(NAMES)} (the first three and scenes come with the installation); or your own: folder:PATH, a "
+        "folder of pictures, whose subfolders are classes or the splits train and test; FILE.npz with arrays images (n "
+        "h w or n h w c; integers 0..255 or floats in [0, 1]) and, if you like, labels and label_names; or "
+        "MODULE:FUNCTION, called with \"train\" or \"test\", which "
+        "returns (images, labels), or None for a split that it does not have.")
 
 
 def own_module(name: str) -> str | None:

@@ -56,8 +56,9 @@ class RestoreOptions:
     blur: float | None = None
     """Standard deviation of the blur that deblur undoes, in pixels."""
     method: str = AUTO
-    """auto (truncated to denoise, else matched), one-step, truncated, ddnm, diffpir, dps, pigdm, matched, decoupled,
-    adapted, learned-start, educated-start or self-diffusion: docs/results/together.md compares them."""
+    """auto (truncated to denoise, by --prior photos one-step; else matched), one-step, truncated, ddnm,
+    diffpir, dps, pigdm, matched, decoupled, adapted, learned-start, educated-start or self-diffusion:
+    docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""
     samples: int = 8
@@ -94,7 +95,9 @@ def checked_restoring(options: RestoreOptions, seed: int) -> DipConfig:
         if not does and getattr(options, name) != getattr(RestoreOptions, name):
             raise UserError(f"--{name} does nothing with --method {options.method}; leave it out")
     config = DipConfig(image=options.restore, task=options.task, sigma=options.sigma, mask=options.mask,
-                       factor=options.factor or 4, blur=options.blur or 1.6, seed=seed)
+                       seed=seed,
+                       factor=4 if options.factor is None else options.factor,
+                       blur=1.6 if options.blur is None else options.blur)
     check_dip(config)
     return config
 

@@ -31,6 +31,7 @@ _FILES = {
 }
 PHOTOGRAPHS = tuple(_FILES)
 CROPPED = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")  # everyday scenes, in colour
+TURNED = (*CROPPED, "camera", "coins", "grass", "page")  # of photo_turns: grey ones as well
 
 
 def photograph(name: str) -> UInt8[np.ndarray, "h w c"]:
@@ -45,25 +46,40 @@ def photograph(name: str) -> UInt8[np.ndarray, "h w c"]:
 
 def describe(name: str) -> Description:
     """Shape (of crops whose size is not chosen) and labels."""
-    return Description((32, 32, 3), CROPPED)
+    return Description((32, 32, 3), CROPPED) if name == "photo_crops" else Description((64, 64, 3), ())
+
+
+def crops_of(photo: str, split: str, size: int, step: int) -> UInt8[np.ndarray, "n size size c"]:
+    """Square crops every `step` pixels of a photograph; of the test from its right fifth, which no other touches.
+
+    Raises UserError for a photograph that is too small.
+    """
+    image = photograph(photo)
+    height, width = image.shape[:2]
+    border = width - max(width // 5, size)
+    if size > height or size > border:
+        raise UserError(f"{photo} has {width} x {height} pixels, too few for crops of {size}")
+    part = image[:, border:] if split == "test" else image[:, :border]
+    found = np.lib.stride_tricks.sliding_window_view(part, (size, size), (0, 1))[::step, ::step]
+    return np.moveaxis(found, 2, -1).reshape(-1, size, size, image.shape[-1])
 
 
 def load(name: str, split: str, data_dir: Path, image_size: int | None) -> Dataset:
-    """Square crops (32 pixels by default) that overlap by half, labelled by photograph.
-
-    The test crops are from the right fifth of each photograph, which no training crop touches.
-    """
+    """photo_crops: crops (32 pixels by default) that overlap by half, labelled by photograph. photo_turns, to train
+    what restores: crops (64) that overlap by three quarters, each turned or mirrored, of grey photographs too."""
+    if name == "photo_turns":
+        return Dataset(turned(split, 64 if image_size is None else image_size), None, (), name)
     size = 32 if image_size is None else image_size
-    crops, labels = [], []
-    for label, photo in enumerate(CROPPED):
-        image = photograph(photo)
-        height, width = image.shape[:2]
-        border = width - max(width // 5, size)
-        if size > height or size > border:
-            raise UserError(f"photo_crops: {photo} has {width} x {height} pixels, too few for crops of {size}")
-        part = image[:, border:] if split == "test" else image[:, :border]
-        step = max(size // 2, 1)
-        windows = np.lib.stride_tricks.sliding_window_view(part, (size, size), (0, 1))[::step, ::step]
-        crops.append(np.moveaxis(windows, 2, -1).reshape(-1, size, size, 3))
-        labels += [label] * len(crops[-1])
-    return Dataset(np.concatenate(crops), np.array(labels, np.int32), CROPPED, name)
+    crops = [crops_of(photo, split, size, max(size // 2, 1)) for photo in CROPPED]
+    labels = np.repeat(np.arange(len(crops), dtype=np.int32), [len(part) for part in crops])
+    return Dataset(np.concatenate(crops), labels, CROPPED, name)
+
+
+def turned(split: str, size: int) -> UInt8[np.ndarray, "n size size 3"]:
+    """Crops in the eight positions of a square, one after another; grey is three equal channels."""
+    crops = np.concatenate([np.broadcast_to(part, (*part.shape[:3], 3)) for photo in TURNED
+                            for part in [crops_of(photo, split, size, max(size // 4, 1))]])
+    for i in range(8):
+        position = np.rot90(crops[i::8], i % 4, (1, 2))
+        crops[i::8] = position[:, :, ::-1] if i >= 4 else position
+    return crops

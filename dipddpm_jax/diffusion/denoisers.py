@@ -94,3 +94,13 @@ def gaussian_data(schedule: NoiseSchedule, mean: float, std: float) -> Denoise:
         return Prediction(x0=x0, eps=(x - a * x0) / jnp.maximum(s, 1e-8))
 
     return denoise
+
+
+def padded(denoise: Denoise, multiple: int) -> Denoise:
+    """For pictures of any size: what lacks to sides of `multiple` pixels is mirrored at the right and at the bottom."""
+    def denoise_larger(x, t):
+        height, width = x.shape[1:3]
+        larger = jnp.pad(x, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), "reflect")
+        return jax.tree.map(lambda a: a[:, :height, :width], denoise(larger, t))
+
+    return denoise_larger if multiple > 1 else denoise

@@ -1,5 +1,6 @@
 """sample.py --restore: what it writes, that it restores as the exact posterior does, and what it refuses."""
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image as Pillow
 from dipddpm_jax.commands import cli, restore_by_prior, sample
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.config import saved
-from dipddpm_jax.config.diffusion import ScheduleConfig, TrainConfig
+from dipddpm_jax.config.diffusion import FewStep, ScheduleConfig, TrainConfig
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.restore_by_prior import RestoreOptions, checked_restoring, chosen_method, refuse_other_options
 from dipddpm_jax.config.saved import Facts
@@ -108,6 +109,8 @@ def test_methods_that_learn_from_the_picture_restore_it(noisy, run, method, word
     (["--method", "dsp"], "did you mean dps"),
     (["--sigma", "0.01"], "out of reach"),
     (["--task", "superres", "--factor", "2"], "24x24 pixels"),
+    (["--task", "superres", "--factor", "0"], "--factor must lie between 2"),
+    (["--task", "deblur", "--blur", "0"], "--blur must lie between"),
     (["--gif"], "--gif does nothing with --restore"),
     (["--num-steps", "3"], "--num-steps does nothing with --restore"),
     (["--method", "one-step", "--calls", "9"], "--calls does nothing with --method one-step"),
@@ -125,9 +128,34 @@ def test_what_is_refused_is_said_in_a_line(noisy, run, capsys, words, said):
 def test_other_channels_and_options_of_restoring_alone_are_refused(model):
     with pytest.raises(UserError, match="the channels must be equal"):
         restore_by_prior.check_fit(model, (SIDE, SIDE, 3))
-    restore_by_prior.check_fit(model, (SIDE, SIDE, 1))
+    assert restore_by_prior.check_fit(model, (SIDE, SIDE, 1)) == 1
+    with pytest.raises(UserError, match="a few-step model is not"):
+        model._replace(config=replace(model.config, few_step=FewStep())).prior()
     with pytest.raises(UserError, match="--task belongs to --restore"):
         refuse_other_options(RestoreOptions(task="deblur"), {})
+
+
+class Halving(nn.Module):
+    """x0 = 0.5 + half of x_t, for sides that are multiples of 8 and no others."""
+
+    @nn.compact
+    def __call__(self, x, t, labels=None, train=False):
+        if x.shape[1] % 8 or x.shape[2] % 8:
+            raise UserError("no multiple of 8")
+        return 0.5 + self.param("gain", nn.initializers.constant(0.5), ()) * x
+
+
+def test_pictures_of_any_size_are_padded_to_what_the_network_takes(model):
+    model = model._replace(network=Halving(), weights={"params": {"gain": jnp.asarray(0.5)}})
+    assert restore_by_prior.check_fit(model, (16, 24, 1)) == 1
+    assert restore_by_prior.check_fit(model, (13, 17, 1)) == 8
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 13, 17, 1)), jnp.float32)
+    prior = model.prior(multiple=8)
+    for denoise in (prior.denoise, prior.weights().denoiser(model.weights["params"])):
+        np.testing.assert_allclose(denoise(x, jnp.asarray(5)).x0, 0.5 + 0.5 * x, rtol=1e-6)
+        assert denoise(x, jnp.asarray(5)).eps.shape == x.shape
+    with pytest.raises(UserError, match="its network cannot take them"):
+        restore_by_prior.check_fit(model, (3, 17, 1))  # too few pixels to mirror
 
 
 def test_auto_is_a_method_that_can_do_the_task():

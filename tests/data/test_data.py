@@ -126,6 +126,20 @@ def test_photographs_are_those_of_scikit_image():
         np.testing.assert_array_equal(ours, theirs.reshape(*theirs.shape[:2], -1))
 
 
+def test_turned_crops_are_crops_in_all_positions_of_a_square():
+    """Every third crop by hand; those of one split only, since no part of a photograph is in both."""
+    train, test = (data.load("photo_turns", split) for split in ("train", "test"))
+    assert train.images.shape[1:] == (64, 64, 3) == test.images.shape[1:] and train.labels is None
+    photo = photograph(CROPPED[0])
+    per_row = (photo.shape[1] - photo.shape[1] // 5 - 64) // 16 + 1
+    for i in range(0, 40, 3):
+        top, left = 16 * (i // per_row), 16 * (i % per_row)
+        crop = np.rot90(photo[top:top + 64, left:left + 64], i % 4)
+        np.testing.assert_array_equal(train.images[i], crop[:, ::-1] if i % 8 >= 4 else crop)
+    grey = train.images[-1]
+    assert (grey == grey[..., :1]).all()  # of the photograph of a page
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_crops_for_the_test_are_from_the_right_fifth_of_each_photograph(size):
     train, test = (data.load("photo_crops", s, image_size=size) for s in ("train", "test"))
@@ -396,6 +410,7 @@ def test_the_description_of_a_set_is_that_of_its_pictures(name, tmp_path):
 def test_every_set_is_described_and_offered_in_the_help():
     for name in data.NAMES:
         known = data.describe(name)
-        assert len(known.image_shape) == 3 and known.label_names and known.several == (name in ("scenes", "iclevr"))
+        assert len(known.image_shape) == 3 and bool(known.label_names) == (name != "photo_turns")
+        assert known.several == (name in ("scenes", "iclevr"))
         assert name in datasets.HELP
     assert data.describe("folder:somewhere") is None
