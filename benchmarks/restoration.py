@@ -42,6 +42,7 @@ from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
 
 RESULTS = REPO / "docs" / "results"
 KEPT = REPO / "runs" / "restoration"  # the restored pictures
+SHOWN = 128  # side of the middle of larger pictures, for the sheets
 
 
 class Task(NamedTuple):
@@ -296,7 +297,8 @@ def sheet(lines: list[dict], task: str, source: str, most: int = 12) -> tuple[np
             if all(kept_at(row, task, side, name, 0).is_file() for name in pictures)]
     if not rows:
         return None
-    cells = [cell for name, clean in pictures.items()
+    edge = max(0, (side - SHOWN) // 2)
+    cells = [cell[edge : side - edge, edge : side - edge] for name, clean in pictures.items()
              for cell in (clean, *(np.load(kept_at(row, task, side, name, 0)) for row in rows))]
     return plots.tile(np.rint(255 * np.clip(np.stack(cells), 0, 1)).astype(np.uint8), 1 + len(rows)), ["clean", *rows]
 
@@ -312,7 +314,7 @@ def main(setting: Setting) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = compute(setting, out / "restoration.jsonl")
     columns = {}
-    for source, name, most in (("set12", "restoration.png", 12), ("cbsd68", "restoration_colour.png", 2)):
+    for source, name, most in (("set12", "restoration.png", 12), ("cbsd68", "restoration_colour.png", 4)):
         if found := sheet(lines, "sigma-25", source, most):
             plots.picture(found[0]).save(out / name)
             columns[name] = found[1]

@@ -83,10 +83,11 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
     where = sorted({f"{line['origin']['machine']}, {line['origin']['date']}" for line in lines})
     text = [
         "# One picture restored without training data", "",
-        "Rebuilt by `python benchmarks/restoration.py`, which goes on where it stopped; a restoration is a line of "
-        "`restoration.jsonl`.", "",
-        "Grey pictures of Set12 (or photographs of scikit-image where it is absent) resized to 64x64, in [0, 1]; PSNR "
-        "and SSIM of the restored picture clipped to [0, 1], PSNR in dB. Noise is not clipped. Where its level is "
+        "Rebuilt by `python benchmarks/restoration.py`, for colour with `--source cbsd68 --side 256 --pictures 20`, "
+        "which goes on where it stopped; a restoration is a line of `restoration.jsonl`.", "",
+        "Grey pictures of Set12 (or photographs of scikit-image where it is absent) resized to 64x64, and pictures of "
+        "CBSD68 in colour, in [0, 1]; PSNR and SSIM of the restored picture clipped to [0, 1], PSNR in dB. Noise is "
+        "not clipped. Where its level is "
         "needed it is estimated from the picture (median of third differences); rows `told` know it. No method sees "
         "the clean picture. All methods of a task see the same noise; a seed changes it too. Differences are taken "
         "picture by picture; the interval is Student's over pictures. `estimated`: what the method says of its own "

@@ -30,8 +30,8 @@ PRIORS = {
     "digits": Prior("prior_digits.safetensors", "handwritten digits 0 to 9 (MNIST), 28x28, drawn by label", "mnist5k"),
     "digits-fast": Prior("prior_digits_fast.safetensors", "the same in two network calls, made from digits by few-step",
                          "mnist5k"),
-    "photos": Prior("prior_photos.safetensors", "photographs in colour, to restore some of any size", "photo_turns",
-                    "one-step"),
+    "photos": Prior("prior_photos.safetensors", "photographs in colour, for restoring others of any size",
+                    "photo_turns", "one-step"),
 }
 
 

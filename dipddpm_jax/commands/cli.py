@@ -237,8 +237,7 @@ def _restore(
     command: SampleCommand, workdir: Path, config: TrainConfig, facts: saved.Facts | None, argv: list[str]
 ) -> None:
     if config.few_step is not None:
-        raise UserError("--restore needs a denoiser at every noise, which a few-step model is not: take the model that "
-                        f"it was made from{f', {config.start}' if config.start else ''}")
+        raise UserError(f"--restore {few_step.NO_DENOISER}{f', {config.start}' if config.start else ''}")
     options = command.restoring
     if command.prior is not None and options.method == AUTO and options.task == "denoise":
         options = dataclasses.replace(options, method=pretrained.PRIORS[command.prior].denoises_by)

@@ -15,6 +15,7 @@ from dipddpm_jax import checkpoints, devices
 from dipddpm_jax.commands import builders
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import AUTOENCODE, TrainConfig
+from dipddpm_jax.config.few_step import NO_DENOISER
 from dipddpm_jax.config.sampler import SamplerConfig, begins_with_pictures, check_guidance
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import denoisers, spacings, training
@@ -24,9 +25,6 @@ from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.passes import denoise_pictures
 from dipddpm_jax.hybrids.prior import DiffusionPrior, Learned, Spacing
 from dipddpm_jax.types import Denoise, Images, Labels, Times
-
-NO_DENOISER = ("restoring needs a denoiser at every noise, which a few-step model is not: take the model that it was "
-               "made from")
 
 
 class Model(NamedTuple):
@@ -75,7 +73,7 @@ class Model(NamedTuple):
         pictures of any size if the network takes those whose sides are a `multiple`. Raises UserError for a few-step
         model, which is no denoiser."""
         if self.config.few_step is not None:
-            raise UserError(NO_DENOISER)
+            raise UserError(f"restoring {NO_DENOISER}")
         fixed = {name: tree for name, tree in self.weights.items() if name != "params"}
 
         def denoiser(params: PyTree) -> Denoise:

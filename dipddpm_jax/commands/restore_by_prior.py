@@ -58,7 +58,7 @@ def make_restorer(prior: DiffusionPrior, options: RestoreOptions) -> Restore:
 
 
 def check_fit(model: Model, shape: tuple[int, int, int]) -> int:
-    """The number whose multiples the sides must be for the model's network; to it pictures are padded.
+    """The number of pixels whose multiples the model's network takes as sides, to which pictures are padded.
 
     Raises UserError for pictures of a size or number of channels that the network cannot take.
     """

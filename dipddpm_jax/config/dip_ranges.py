@@ -66,7 +66,7 @@ def _check_bounds(bounds: dict[str, tuple[Any, int | float, int | float]]) -> No
 
 
 def _check_integers(*records: DipConfig | DipRun) -> None:
-    """From Python, or a config.json that somebody edited."""
+    """Raises UserError for numbers that must be whole and are not: from Python, or a config.json that was edited."""
     for record in records:
         for name, kind in get_type_hints(type(record)).items():
             value = getattr(record, name)

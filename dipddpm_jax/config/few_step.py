@@ -11,6 +11,7 @@ from dipddpm_jax.errors import UserError
 
 _DATA = ("Pictures; default: what the teacher was trained on, or for a prior like ones, which come with the "
          f"installation: mnist5k. {datasets.HELP}")
+NO_DENOISER = "needs a denoiser at every noise, which a few-step model is not: take the model that it was made from"
 NAME = "few-step"  # the word after train.py, and the beginning of the run's directory
 
 

@@ -97,7 +97,8 @@ def gaussian_data(schedule: NoiseSchedule, mean: float, std: float) -> Denoise:
 
 
 def padded(denoise: Denoise, multiple: int) -> Denoise:
-    """For pictures of any size: what lacks to sides of `multiple` pixels is mirrored at the right and at the bottom."""
+    """The denoiser for pictures of any size: what they lack to sides that are a `multiple` is mirrored at the right and
+    at the bottom, and cut off again."""
     def denoise_larger(x, t):
         height, width = x.shape[1:3]
         larger = jnp.pad(x, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), "reflect")

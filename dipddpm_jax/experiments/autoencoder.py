@@ -6,7 +6,7 @@ picture. Controls: the same draws without a network, and the closed form.
 import numpy as np
 
 from dipddpm_jax import data
-from dipddpm_jax.experiments.autoencoder_runs import OwnFront, Setting, Size, measure, program
+from dipddpm_jax.experiments.autoencoder_runs import Setting, Size, measure, program
 from dipddpm_jax.experiments.rules import above
 from dipddpm_jax.experiments.tables import (
     Claim,
@@ -23,13 +23,13 @@ from dipddpm_jax.experiments.tables import (
 BASE, ALONE = "DIP+DDPM, 10+10 epochs", "DDPM alone, 10 epochs"
 ROWS = (
     Row(ALONE, Setting(front_rate=0.0), {"psnr": 29.364598, "ssim": 0.8219605}),
-    Row(BASE, OwnFront(), {"psnr": 29.704530, "ssim": 0.94257, "loss": 2.892, "front_loss": 0.3641}),
-    Row("DDPM's lr 0.01", OwnFront(rate=0.01), note="003-1-1"),
-    Row("both lr 0.01", OwnFront(rate=0.01, front_rate=0.01), note="003-1-2"),
-    Row("exponential sigma", OwnFront(sigmas="exponential"), note="003-2-1"),
-    Row("cosine sigma", OwnFront(sigmas="cosine"), note="003-2-2; 003-2-3, polynomial, is the same formula"),
-    Row("batch 128", OwnFront(batch=128), note="003-3"),
-    Row("20+20 epochs", OwnFront(epochs=20), {"psnr": 30.27112, "ssim": 0.933558}, note="003-4"),
+    Row(BASE, Setting(), {"psnr": 29.704530, "ssim": 0.94257, "loss": 2.892, "front_loss": 0.3641}),
+    Row("DDPM's lr 0.01", Setting(rate=0.01), note="003-1-1"),
+    Row("both lr 0.01", Setting(rate=0.01, front_rate=0.01), note="003-1-2"),
+    Row("exponential sigma", Setting(sigmas="exponential"), note="003-2-1"),
+    Row("cosine sigma", Setting(sigmas="cosine"), note="003-2-2; 003-2-3, polynomial, is the same formula"),
+    Row("batch 128", Setting(batch=128), note="003-3"),
+    Row("20+20 epochs", Setting(epochs=20), {"psnr": 30.27112, "ssim": 0.933558}, note="003-4"),
 )
 COLUMNS = (
     Column("psnr", "PSNR of one training picture, dB", "as reported"),

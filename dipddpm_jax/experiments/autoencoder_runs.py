@@ -30,18 +30,13 @@ PIXELS = training.Pixels()
 
 @dataclass(frozen=True)
 class Setting:
-    """A run of the report; `front_rate` 0 is no network in front."""
+    """A run of the report, whose front is trained anew for every seed; `front_rate` 0 is no network in front."""
 
     front_rate: float = 1e-3
     rate: float = 1e-3
     sigmas: residual_denoiser.Sigmas = "linear"
     batch: int = 64
     epochs: int = 10
-
-
-@dataclass(frozen=True)
-class OwnFront(Setting):
-    """The same with a front that is trained anew for every seed, so that runs are independent."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def _chunks(network: Any, batch: int):
 
 
 @functools.cache
-def trained_front(rate: float, batch: int, epochs: int, size: Size, seed: int = 0) -> tuple[PyTree, np.ndarray, float]:
+def trained_front(rate: float, batch: int, epochs: int, size: Size, seed: int) -> tuple[PyTree, np.ndarray, float]:
     """The report's "DIP", an auto-encoder of the whole data set: parameters of the best of several tries, its losses,
     and the share of tries that are stuck (three channels with ReLU: where one dies, a colour is lost).
 
@@ -134,9 +129,8 @@ def trained_front(rate: float, batch: int, epochs: int, size: Size, seed: int = 
 
 
 def front_of(setting: Setting, size: Size, seed: int) -> tuple[PyTree, np.ndarray, float]:
-    """The front of a run: one for all seeds, or one of its own."""
-    return trained_front(setting.front_rate, setting.batch, setting.epochs, size,
-                         seed if isinstance(setting, OwnFront) else 0)
+    """The front of a run."""
+    return trained_front(setting.front_rate, setting.batch, setting.epochs, size, seed)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -37,8 +37,8 @@ class Verdict(NamedTuple):
 @dataclass(frozen=True)
 class RunEvidence:
     """What the runs say about one effect: an estimate with its 95 % interval, p-values for and against the claim,
-    and `spread`, from which the number of runs is computed that the margin needs (nan: of a sign test, for which it are
-    the `shares` of runs on the right side of what is to be rejected, if the median were the margin and as seen)."""
+    and `spread`, from which the number of runs is computed that the margin needs (nan: of a sign test,
+    which needs the `shares` of runs beyond what is to be rejected: if the median were the margin, and as seen)."""
 
     what: str
     unit: str

@@ -159,8 +159,7 @@ DEPTH_CLAIMS = (
 )
 LEVEL_CLAIMS = (
     Claim("Levels that fall fast are better than gradual ones, and those than slow ones (judged at noise of 0.1)",
-          "both: " + AT_01, _speed,
-          "better pictures from equal noise by the fast levels"),
+          "both: " + AT_01, _speed, "better pictures from equal noise by the fast levels"),
     Claim("Fast levels restore the picture to 41.8 dB", "the last stage's output is nearer to the clean picture than "
           "its input is; median, margin 0.2 dB", _returns, "an output that is better than its input of 60 dB"),
     Claim("1000 epochs in each stage are better than 500, 1000, 1500", "fast levels, whose inputs are alike: mean over "

@@ -94,8 +94,7 @@ def _judged(table: Table, claim: Claim, results: Results, heard: _Heard, told: T
     if told.answer == "cannot be told" and (later := [n for n in looks if n > heard.runs]):
         due = tuple((row, seed) for row in sorted(heard.rows) for seed in range(later[0])
                     if seed not in results.lines.get(row, {}))
-    return Judged(table, claim, Verdict(told.answer, why), heard.runs, looks[-1], needed, due,
-                  told.look)
+    return Judged(table, claim, Verdict(told.answer, why), heard.runs, looks[-1], needed, due, told.look)
 
 
 def judge_tables(report: Report, shown: Sequence[tuple[Table, Budget, Results]]) -> list[Judged]:
