@@ -84,8 +84,10 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
     text = [
         "# One picture restored without training data", "",
         "Rebuilt by `python benchmarks/restoration.py`, for colour with `--source cbsd68 --side 256 --pictures 20`, "
-        "which goes on where it stopped; a restoration is a line of `restoration.jsonl`.", "",
-        "Grey pictures of Set12 (or photographs of scikit-image where it is absent) resized to 64x64, and pictures of "
+        "for larger grey pictures with `--side 256 --pictures 7`, which goes on where it stopped; a restoration is a "
+        "line of `restoration.jsonl`.", "",
+        "Grey pictures of Set12 (or photographs of scikit-image where it is absent) resized to 64x64, seven of them at "
+        "their own 256x256, and pictures of "
         "CBSD68 in colour, in [0, 1]; PSNR and SSIM of the restored picture clipped to [0, 1], PSNR in dB. Noise is "
         "not clipped. Where its level is "
         "needed it is estimated from the picture (median of third differences); rows `told` know it. No method sees "
@@ -93,11 +95,12 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
         "picture by picture; the interval is Student's over pictures. `estimated`: what the method says of its own "
         "error. Core seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
         f"Made on {'; '.join(where)}.", "", NOTES + notes + END, ""]
-    for (source, colour), (task, title) in itertools.product(SOURCES.items(), TITLES.items()):
-        mine = [line for line in lines if line["task"] == task and source_of(line) == source]
+    groups = sorted({(source_of(line), line["side"]) for line in lines}, key=lambda group: (group[0] != "set12", group))
+    for (source, side), (task, title) in itertools.product(groups, TITLES.items()):
+        mine = [line for line in lines if line["task"] == task and (source_of(line), line["side"]) == (source, side)]
         if mine:
-            size = f", {mine[0]['side']}x{mine[0]['side']} out of the middle of pictures of CBSD68" if colour else ""
-            text += [f"## {colour}{title}{size}", "", *table(mine)]
+            where = " out of the middle of pictures of CBSD68" if source == "cbsd68" else ""
+            text += [f"## {SOURCES[source]}{title}, {side}x{side}{where}", "", *table(mine)]
             found = [sentence for row in ("referee", "referee with BM3D") for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():

@@ -29,6 +29,7 @@ from dipddpm_jax.hybrids import (
     trained_self_diffusion,
     truncated_reverse,
 )
+from dipddpm_jax.hybrids.averaged import averaged
 from dipddpm_jax.hybrids.prior import DiffusionPrior, time_of_noise
 from dipddpm_jax.inverse import exact, operators, referee
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
@@ -161,16 +162,6 @@ def cross_fit(c: Study) -> Restore:
     return crossfit.cross_fitted(lambda channels: fits(channels), c.folds, c.fit_steps)
 
 
-def halves(parts: tuple[Restore, Restore]) -> Restore:
-    """The mean of two restorations."""
-    def restore(measurement: Measurement, key) -> Restoration:
-        one, other = (part(measurement, key) for part in parts)
-        cost = Cost(one.evidence.calls + other.evidence.calls, one.evidence.steps + other.evidence.steps)
-        return Restoration((one.picture + other.picture) / 2, None, cost)
-
-    return restore
-
-
 def by_task(denoise: Restore, other: Restore) -> Restore:
     """One restorer where the picture itself was measured, another elsewhere."""
     def restore(measurement: Measurement, key) -> Restoration:
@@ -263,8 +254,8 @@ def together(prior: DiffusionPrior, c: Study, shared: Shared) -> dict[str, Calla
         "start: cross-fit, oracle": lambda: oracle(prior, fit, lambda at: start(fit, at)),
         "guided start: cross-fit, rule": lambda: guided(rule),
         "guided start: cross-fit, oracle": lambda: oracle(prior, fit, guided),
-        "half cross-fit, half diffusion": lambda: halves((fit, diffusion)),
-        "half cross-fit, half PiGDM": lambda: halves((fit, matched)),
+        "half cross-fit, half diffusion": lambda: averaged(fit, diffusion),
+        "half cross-fit, half PiGDM": lambda: averaged(fit, matched),
         "referee: cross-fit and diffusion": lambda: referee.stacked({"cross-fit": fit, "diffusion": diffusion}),
         "guided fit": lambda: guided_fit.guided_fit(prior, crossfit.small_skip_net(1), levels, c.fit_steps // levels),
         **learning(prior, c),

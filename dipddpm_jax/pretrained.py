@@ -31,7 +31,9 @@ PRIORS = {
     "digits-fast": Prior("prior_digits_fast.safetensors", "the same in two network calls, made from digits by few-step",
                          "mnist5k"),
     "photos": Prior("prior_photos.safetensors", "photographs in colour, for restoring others of any size",
-                    "photo_turns", "one-step"),
+                    "photo_turns", "one-step-turned"),
+    "photos-grey": Prior("prior_photos_grey.safetensors", "photographs in grey, for restoring others of any size",
+                         "photo_turns_grey", "one-step-turned"),
 }
 
 

@@ -8,8 +8,8 @@ def lines():
     """Two methods on three pictures; the second lies 1, 2 and 3 dB below the first."""
     for i in range(3):
         for row, psnr in (("BM3D", 30 + i), ("DIP", 29 - 0.0 * i)):
-            yield {"row": row, "task": "sigma-25", "picture": f"{i}", "seed": 0, "psnr": float(psnr), "ssim": 0.9,
-                   "core_seconds": 2.0, "error": 10**-2.95 if row == "DIP" else None,
+            yield {"row": row, "task": "sigma-25", "picture": f"{i}", "seed": 0, "side": 64, "psnr": float(psnr),
+                   "ssim": 0.9, "core_seconds": 2.0, "error": 10**-2.95 if row == "DIP" else None,
                    "origin": {"machine": "a machine", "date": "a day"}}
 
 
@@ -39,3 +39,9 @@ def test_colour_stands_in_tables_of_its_own():
     page = render([*lines(), *colour], {}, "")
     grey, later = page.split("## Colour: Gaussian noise, sigma 25 of 255, 64x64 out of the middle")
     assert "| BM3D | 31.00 |" in grey and "| BM3D | 21.00 |" in later and "| BM3D | 31.00 |" not in later
+
+
+def test_pictures_of_another_size_stand_in_tables_of_their_own():
+    larger = [{**line, "side": 256, "psnr": line["psnr"] + 1} for line in lines()]
+    small, large = render([*larger, *lines()], {}, "").split("## Gaussian noise, sigma 25 of 255, 256x256")
+    assert "| BM3D | 31.00 |" in small and "| BM3D | 32.00 |" in large and "| BM3D | 31.00 |" not in large

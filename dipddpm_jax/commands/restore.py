@@ -60,9 +60,10 @@ def restore(
     ten fits. `network`, `stop`, `num_steps` and `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a
     small picture, they have. Equal seeds give equal pictures. `progress` shows a bar.
 
-    `method` "dip" is that. The others of `commands.restorers.RESTORERS` ("cross-fit", "self-diffusion", "pixel-pairs",
-    "non-local-means", "total-variation", "wavelets") take none of its options but `sigma`, and show no bar; "auto" is
-    the average of several with weights that the picture itself tells, by splitting its noise or hiding known pixels.
+    `method` "dip" is that. The others of `commands.restorers.RESTORERS` take none of its options but `sigma`, and show
+    no bar: "photos", a pretrained model of photographs, which denoises in seconds; "cross-fit", "self-diffusion",
+    "pixel-pairs", "non-local-means", "total-variation", "wavelets"; and "auto", the average of several with weights
+    that the picture itself tells, by splitting its noise or hiding known pixels.
 
     Raises UserError for what is no picture, for options that do not fit the task, and, by `method`
     "dip", where memory would not do.

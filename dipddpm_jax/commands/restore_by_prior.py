@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
+from dipddpm_jax import pretrained
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.commands.restoration_files import restore_and_write
@@ -40,6 +41,7 @@ MAKERS: dict[str, Callable[..., Restore]] = {
 
 BY_ITSELF: dict[str, Callable[[DiffusionPrior], Restore]] = {
     "one-step": truncated_reverse.one_step, "educated-start": educated_start.educated_start,
+    "one-step-turned": partial(truncated_reverse.one_step, turned=True),
     "self-diffusion": trained_self_diffusion.trained_self_diffusion,
 }
 
@@ -67,7 +69,9 @@ def check_fit(model: Model, shape: tuple[int, int, int]) -> int:
     said = f"the pictures have {width}x{height} pixels and {channels} channels, and this model was trained on " \
            f"{trained[1]}x{trained[0]} with {trained[2]}"
     if channels != trained[2]:
-        raise UserError(f"{said}: the channels must be equal")
+        others = [name for name in pretrained.PRIORS for facts in [pretrained.configuration_of_prior(name)[1]]
+                  if facts.image_shape[2] == channels and not facts.label_names]
+        raise UserError(f"{said}: the channels must be equal" + "".join(f"; try --prior {name}" for name in others))
     for multiple in MULTIPLES:
         padded = (1, height + -height % multiple, width + -width % multiple, channels)
         if padded[1] >= 2 * height or padded[2] >= 2 * width:

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dipddpm_jax import classical
+from dipddpm_jax.commands.restore_by_prior import check_fit
+from dipddpm_jax.commands.starts import load_prior
 from dipddpm_jax.dip.crossfit import cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.hybrids.truncated_reverse import one_step
 from dipddpm_jax.inverse import operators, splitting
+from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.measurement import Measurement, Restore
 from dipddpm_jax.inverse.referee import stacked
 
@@ -22,7 +26,16 @@ def _self_diffusion(channels: int) -> Restore:
     return self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1)
 
 
+def _photos(channels: int) -> Restore:
+    """The pretrained prior of photographs; of counts through their square roots."""
+    if channels not in (1, 3):
+        raise UserError(f"method 'photos' takes pictures in grey or in red, green and blue; got {channels} channels")
+    model = load_prior("photos" if channels == 3 else "photos-grey")
+    return stabilised(one_step(model.prior(multiple=check_fit(model, (64, 64, channels))), turned=True))
+
+
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
+    "photos": _photos,
     "cross-fit": lambda channels: cross_fitted(),
     "self-diffusion": _self_diffusion,
     "pixel-pairs": lambda channels: pixel_pairs(),

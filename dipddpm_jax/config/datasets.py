@@ -5,6 +5,7 @@ MODULES = {
     "mnist5k": "mnist5k",
     "photo_crops": "photographs",
     "photo_turns": "photographs",
+    "photo_turns_grey": "photographs",
     "mnist": "prepared",
     "fashion_mnist": "prepared",
     "cifar10": "prepared",
@@ -13,7 +14,7 @@ MODULES = {
 }
 NAMES = tuple(MODULES)
 OWN = "folder:PATH, FILE.npz and MODULE:FUNCTION"
-HELP = (f"{', '.join(NAMES)} (the first three and scenes come with the installation); or your own: folder:PATH, a "
+HELP = (f"{', '.join(NAMES)} (the first four and scenes come with the installation); or your own: folder:PATH, a "
         "folder of pictures, whose subfolders are classes or the splits train and test; FILE.npz with arrays images (n "
         "h w or n h w c; integers 0..255 or floats in [0, 1]) and, if you like, labels and label_names; or "
         "MODULE:FUNCTION, called with \"train\" or \"test\", which "

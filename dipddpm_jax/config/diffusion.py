@@ -26,6 +26,8 @@ class UNet:
     """Self-attention where a feature map's side is at most this."""
     patch_size: int = 2
     """Pixels folded into channels at the start; 1 works on full resolution, about four times slower."""
+    label_attention: bool = False
+    """Pixels also attend to the labels of their picture: which object is the red one."""
 
 
 @dataclass(frozen=True)

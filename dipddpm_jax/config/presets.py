@@ -15,14 +15,13 @@ from dipddpm_jax.config.diffusion import (
 from dipddpm_jax.config.sampler import SamplerConfig
 
 _NO_EMA = 0.0
+_MUON = OptimizerConfig("muon", 1e-2, warmup_steps=100, decay="cosine", clip_norm=1.0)
 _RECOMMENDED = TrainConfig(
-    network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=500,
-    optimizer=OptimizerConfig("muon", 1e-2, warmup_steps=100, decay="cosine", clip_norm=1.0, ema_decay=0.995),
-    sampler=SamplerConfig(guidance=1.0))
+    network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=600,
+    optimizer=replace(_MUON, ema_decay=0.995), sampler=SamplerConfig(guidance=1.0))
 _SEVERAL_LABELS = TrainConfig(  # one picture in 4x4 pixels: small enough for a CPU
     network=UNet(width=48, patch_size=4), schedule=ScheduleConfig("cosine"), target="x0", data="scenes", batch_size=32,
-    steps=5000, optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=200, decay="cosine", clip_norm=1.0),
-    sampler=SamplerConfig(guidance=2.0, num_steps=50))
+    steps=5000, optimizer=_MUON, sampler=SamplerConfig(guidance=2.0, num_steps=50))
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "unet": (
         "the recommended model, class-conditional digits (the main job)",

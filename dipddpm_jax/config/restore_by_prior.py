@@ -22,6 +22,8 @@ class RestoringMethod(NamedTuple):
 AUTO = "auto"
 PRIOR_METHODS = {
     "one-step": RestoringMethod("the posterior mean of denoising in one call", True, False, False),
+    "one-step-turned": RestoringMethod("the mean of eight such calls, each for the picture turned or mirrored", True,
+                                       False, False),
     "truncated": RestoringMethod("reverse steps from the noise of the picture on", True),
     "ddnm": RestoringMethod("DDNM+, Wang et al. 2022"),
     "diffpir": RestoringMethod("DiffPIR, Zhu et al. 2023"),
@@ -56,8 +58,8 @@ class RestoreOptions:
     blur: float | None = None
     """Standard deviation of the blur that deblur undoes, in pixels."""
     method: str = AUTO
-    """auto (truncated to denoise, by --prior photos one-step; else matched), one-step, truncated, ddnm,
-    diffpir, dps, pigdm, matched, decoupled, adapted, learned-start, educated-start or self-diffusion:
+    """auto (truncated to denoise, by --prior photos one-step-turned; else matched), one-step, one-step-turned,
+    truncated, ddnm, diffpir, dps, pigdm, matched, decoupled, adapted, learned-start, educated-start or self-diffusion:
     docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""

@@ -68,8 +68,28 @@ class SelfAttention(nn.Module):
         return x + Gain()(Dense(c, name="out")(y)).reshape(b, h, w, c)
 
 
+class LabelAttention(nn.Module):
+    """Attention from pixels to the labels that their picture has, and to one more entry that is always there.
+
+    The embedding of several labels is their sum, the same everywhere; here the part of a picture that is becoming red
+    can ask which of the objects is.
+    """
+
+    @nn.compact
+    def __call__(self, x: Images, present: Float[Array, "b k"]) -> Images:
+        b, h, w, c = x.shape
+        heads, count = max(c // 32, 1), present.shape[1] + 1
+        query = Dense(c, name="query")(group_norm(8)(x).reshape(b, h * w, c)).reshape(b, h * w, heads, c // heads)
+        key, value = (jnp.broadcast_to(self.param(name, nn.initializers.normal(1.0), (count, c)).astype(x.dtype).reshape(
+            1, count, heads, c // heads), (b, count, heads, c // heads)) for name in ("keys", "values"))
+        seen = jnp.pad(present > 0, ((0, 0), (0, 1)), constant_values=True)[:, None, None]
+        y = jax.nn.dot_product_attention(query, key, value, mask=seen).reshape(b, h * w, c)
+        return x + Gain()(Dense(c, name="out")(y)).reshape(b, h, w, c)
+
+
 class UNet(nn.Module):
-    """`multipliers` has one entry a resolution; attention where a feature map's side is at most `attention_size`.
+    """`multipliers` has one entry a resolution; attention where a feature map's side is at most `attention_size`, to
+    the labels everywhere with `label_attention`.
 
     Raises UserError for pictures whose sides cannot be halved often enough.
     """
@@ -82,6 +102,7 @@ class UNet(nn.Module):
     blocks: int = 1
     attention_size: int = 8
     patch_size: int = 2
+    label_attention: bool = False
 
     @nn.compact
     def __call__(self, x: Images, t: Times, labels: Labels | None = None, train: bool = False) -> Images:
@@ -92,10 +113,13 @@ class UNet(nn.Module):
         time = sinusoid(t * (1000 / self.num_steps), self.width, self.width // 2).astype(x.dtype)
         embedding = Dense(wide, name="time2")(nn.silu(Dense(wide, name="time1")(time)))
         if self.num_classes is not None and labels is not None:
-            embedding += Dense(wide, name="label")(context_vector(labels, self.num_classes).astype(x.dtype))
+            present = context_vector(labels, self.num_classes).astype(x.dtype)
+            embedding += Dense(wide, name="label")(present)
 
         def block(x, features):
             x = ResidualBlock(features)(x, embedding)
+            if self.label_attention and self.num_classes is not None:
+                x = LabelAttention()(x, jnp.zeros((len(x), self.num_classes)) if labels is None else present)
             return SelfAttention()(x) if x.shape[1] <= self.attention_size else x
 
         x = Conv(self.width, padding=1, name="stem")(fold(x, self.patch_size))

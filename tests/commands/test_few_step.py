@@ -63,6 +63,21 @@ def leaves(workdir):
     return jax.tree.leaves(load_run(workdir).weights)
 
 
+def test_a_teacher_of_pictures_without_labels_is_not_guided(runs, tmp_path):
+    """Its sampler's guidance, which drawing leaves out, is none of the new run's either; and that draws."""
+    np.savez(tmp_path / "plain.npz", images=np.random.default_rng(0).integers(0, 255, (8, 8, 8, 1), np.uint8))
+    config = replace(TINY, data=str(tmp_path / "plain.npz"))
+    facts = load_training_data(config, None).facts
+    state = builders.make_state(config, builders.make_network(config.network, facts, 40), facts)
+    with Checkpoints(tmp_path / "teacher" / "checkpoints") as kept:
+        kept.add(2, training_command.checkpoint_items(state))
+    saved.save(config, "unet", facts, tmp_path / "teacher" / "config.json")
+    cli.train_main(["few-step", "--from", str(tmp_path / "teacher"), "--hops", "8", "--steps", "2", "--batch-size", "4",
+                    "--workdir", str(tmp_path / "few"), *RUN])
+    assert config.sampler.guidance and saved.load(tmp_path / "few" / "config.json")[1].few_step == FewStep(2, 8, 0.0)
+    assert draw(load_run(tmp_path / "few"), SamplerConfig("consistency", num_steps=2), 1, 0, None).images.any()
+
+
 def test_the_run_is_the_teachers_but_for_what_is_learned(runs):
     teacher, few = (saved.load(runs / name / "config.json")[1] for name in ("teacher", "calls2"))
     assert few.few_step == FewStep(2, 8, 0.5) and few.start == str(runs / "teacher") and teacher.few_step is None

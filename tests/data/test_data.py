@@ -127,17 +127,33 @@ def test_photographs_are_those_of_scikit_image():
 
 
 def test_turned_crops_are_crops_in_all_positions_of_a_square():
-    """Every third crop by hand; those of one split only, since no part of a photograph is in both."""
+    """Every third crop by hand; their channels change places every eight crops, in training only."""
     train, test = (data.load("photo_turns", split) for split in ("train", "test"))
     assert train.images.shape[1:] == (64, 64, 3) == test.images.shape[1:] and train.labels is None
     photo = photograph(CROPPED[0])
+    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
     per_row = (photo.shape[1] - photo.shape[1] // 5 - 64) // 16 + 1
     for i in range(0, 40, 3):
         top, left = 16 * (i // per_row), 16 * (i % per_row)
         crop = np.rot90(photo[top:top + 64, left:left + 64], i % 4)
-        np.testing.assert_array_equal(train.images[i], crop[:, ::-1] if i % 8 >= 4 else crop)
-    grey = train.images[-1]
-    assert (grey == grey[..., :1]).all()  # of the photograph of a page
+        crop = crop[:, ::-1] if i % 8 >= 4 else crop
+        np.testing.assert_array_equal(train.images[i], crop[..., orders[i // 8 % 6]])
+    right = photo[:64, photo.shape[1] - photo.shape[1] // 5:][:, :64]
+    np.testing.assert_array_equal(test.images[0], right)
+    tinted, white = train.images[-1], test.images[-1]  # a page under coloured light; the test has no grey ones
+    light = tinted.reshape(-1, 3).max(0)
+    assert len(set(light)) > 1 and (abs(tinted / light - (tinted / light)[..., :1]) < 0.05).all()
+    assert not (white == white[..., :1]).all()
+
+
+def test_grey_turned_crops_are_the_luma_of_those_in_colour():
+    """And crops of grey photographs as they are, in training."""
+    test, colour = (data.load(name, "test").images for name in ("photo_turns_grey", "photo_turns"))
+    np.testing.assert_allclose(test[..., 0], colour @ np.array([0.299, 0.587, 0.114]), atol=0.51)
+    train = data.load("photo_turns_grey", "train").images
+    page, i = photograph("page"), len(train) - 1
+    last = np.rot90(page[112:176, 240:304], i % 4)  # 191 pixels high, of whose 384 columns 308 are for training
+    np.testing.assert_array_equal(train[i], last[:, ::-1] if i % 8 >= 4 else last)
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -410,7 +426,7 @@ def test_the_description_of_a_set_is_that_of_its_pictures(name, tmp_path):
 def test_every_set_is_described_and_offered_in_the_help():
     for name in data.NAMES:
         known = data.describe(name)
-        assert len(known.image_shape) == 3 and bool(known.label_names) == (name != "photo_turns")
+        assert len(known.image_shape) == 3 and bool(known.label_names) == ("turns" not in name)
         assert known.several == (name in ("scenes", "iclevr"))
         assert name in datasets.HELP
     assert data.describe("folder:somewhere") is None

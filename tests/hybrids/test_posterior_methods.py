@@ -9,9 +9,11 @@ from dipddpm_jax.diffusion import schedules, spacings
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids import ddnm, decoupled, diffpir, dps, pigdm, truncated_reverse
+from dipddpm_jax.hybrids.averaged import averaged
 from dipddpm_jax.hybrids.prior import DiffusionPrior, grid_from, time_of_noise, transitions
 from dipddpm_jax.inverse import exact, noises, operators
-from dipddpm_jax.inverse.measurement import Measurement
+from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration
+from dipddpm_jax.types import Prediction
 
 SIDE, SIGMA, DEVIATION, CHAINS = 4, 0.1, 0.2, 400
 SCHEDULE, PIXELS = schedules.linear(1000), Pixels(0.4, 0.5)
@@ -47,6 +49,32 @@ def test_one_call_is_the_posterior_mean_of_denoising():
     np.testing.assert_allclose(found.picture, exact.posterior_of(given, operators.identity, measurement.y).mean,
                                atol=2e-3)  # the nearest time is 0.2 % off the noise
     assert found.evidence.calls == 1 and found.spread is None
+
+
+def test_turned_calls_are_the_mean_over_the_positions_of_a_square():
+    """Of a denoiser that knows an upright: one that darkens the left column, and no square picture."""
+    def denoise(x, t):
+        return Prediction(x.at[:, :, 0].add(-1.0), x)
+
+    y = jax.random.uniform(jax.random.key(2), (3, 5, 1))
+    found = truncated_reverse.one_step(PRIOR._replace(denoise=denoise), turned=True)(
+        Measurement(y, operators.identity, noises.Gaussian(SIGMA)), jax.random.key(0))
+    edge = np.zeros((3, 5, 1))
+    for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        edge[side] += 0.25
+    a = np.sqrt(SCHEDULE.alpha_bars[time_of_noise(PRIOR, SIGMA)])
+    np.testing.assert_allclose(found.picture, PIXELS.mean + a * (y - PIXELS.mean) - PIXELS.std * edge, atol=1e-6)
+    assert found.evidence.calls == 8 and found.spread is None
+
+
+def test_an_average_is_the_mean_of_two_restorations_at_the_cost_of_both():
+    def shifted(by, cost):
+        return lambda measurement, key: Restoration(measurement.y + by, None, cost)
+
+    measurement = measured(operators.identity)
+    found = averaged(shifted(0.5, Cost(8)), shifted(-0.25, Cost(1, 30)))(measurement, jax.random.key(0))
+    np.testing.assert_allclose(found.picture, measurement.y + 0.125, atol=1e-6)
+    assert (found.evidence.calls, found.evidence.steps) == (9, 30)
 
 
 def test_ancestral_steps_from_the_noise_of_the_picture_sample_its_posterior():
