@@ -38,6 +38,7 @@ from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.hybrids.averaged import averaged
 from dipddpm_jax.hybrids.truncated_reverse import one_step, truncated_reverse
 from dipddpm_jax.inverse import noise_level, operators, referee, splitting
+from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
 
@@ -109,8 +110,8 @@ def photo_prior(calls: int = 0, turned: bool = False) -> Callable[[], Restore]:
     @functools.cache
     def restorer_for(channels: int) -> Restore:
         model = starts.load_prior("photos" if channels == 3 else "photos-grey")
-        prior = model.prior(multiple=restore_by_prior.check_fit(model, (64, 64, channels)))
-        return truncated_reverse(prior, calls, 4) if calls else one_step(prior, turned)
+        prior = model.prior(multiple=restore_by_prior.check_fit(model, (65, 65, channels)))
+        return stabilised(truncated_reverse(prior, calls, 4) if calls else one_step(prior, turned))
 
     return lambda: lambda measurement, key: restorer_for(measurement.y.shape[-1])(measurement, key)
 
@@ -150,9 +151,9 @@ ROWS: dict[str, Row] = {
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
     "self-diffusion": Row(self_diffused(100), tuple(TASKS)),
     "self-diffusion, stopped": Row(self_diffused(25, 0.99, 0.1), tuple(TASKS)),
-    "prior photos, one call": Row(photo_prior(), DENOISE[:3], draws=False),
+    "prior photos, one call": Row(photo_prior(), draws=False),
     "prior photos, one call, told": Row(photo_prior(), DENOISE[:3], True, False),
-    "prior photos, eight calls, turned": Row(photo_prior(turned=True), DENOISE[:3], draws=False),
+    "prior photos, eight calls, turned": Row(photo_prior(turned=True), draws=False),
     "prior photos, eight calls, told": Row(photo_prior(turned=True), DENOISE[:3], True, False),
     "half cross-fit, half prior photos": Row(lambda: averaged(crossfit.cross_fitted(), photo_prior(turned=True)()),
                                              DENOISE[:3]),
@@ -290,9 +291,10 @@ def compute(c: Setting, file: Path) -> list[dict]:
 
 
 def sheet(lines: list[dict], task: str, source: str, most: int = 12) -> tuple[np.ndarray, list[str]] | None:
-    """All pictures of a task, a picture to a row and a method to a column; the names of the columns."""
+    """The largest pictures of a task, a picture to a row and a method to a column; the names of the columns."""
     chosen = [line for line in lines if line["task"] == task and line["seed"] == 0 and source_of(line) == source]
     side = max((line["side"] for line in chosen), default=0)
+    chosen = [line for line in chosen if line["side"] == side]
     named = dict.fromkeys(line["picture"] for line in chosen)
     pictures = {name: clean for name, clean in (clean_pictures(side, len(named), source) if chosen else {}).items()
                 if name in named}

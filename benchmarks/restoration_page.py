@@ -104,6 +104,6 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             found = [sentence for row in ("referee", "referee with BM3D") for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():
-        text += [f"## {'Pictures in colour' if 'colour' in name else 'All pictures'} at sigma 25", "",
+        text += [f"## {'Pictures in colour' if 'colour' in name else 'Grey pictures'} at sigma 25", "",
                  "Columns: " + "; ".join(shown) + ".", "", f"![All methods, a picture to a row]({name})", ""]
     return "\n".join(text)

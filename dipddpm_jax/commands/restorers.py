@@ -31,7 +31,8 @@ def _photos(channels: int) -> Restore:
     if channels not in (1, 3):
         raise UserError(f"method 'photos' takes pictures in grey or in red, green and blue; got {channels} channels")
     model = load_prior("photos" if channels == 3 else "photos-grey")
-    return stabilised(one_step(model.prior(multiple=check_fit(model, (64, 64, channels))), turned=True))
+    odd = (65, 65, channels)  # sides that are multiples of nothing, so that pictures of all sides are padded enough
+    return stabilised(one_step(model.prior(multiple=check_fit(model, odd)), turned=True))
 
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels

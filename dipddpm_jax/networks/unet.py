@@ -80,8 +80,9 @@ class LabelAttention(nn.Module):
         b, h, w, c = x.shape
         heads, count = max(c // 32, 1), present.shape[1] + 1
         query = Dense(c, name="query")(group_norm(8)(x).reshape(b, h * w, c)).reshape(b, h * w, heads, c // heads)
-        key, value = (jnp.broadcast_to(self.param(name, nn.initializers.normal(1.0), (count, c)).astype(x.dtype).reshape(
-            1, count, heads, c // heads), (b, count, heads, c // heads)) for name in ("keys", "values"))
+        tables = [self.param(name, nn.initializers.normal(1.0), (count, c)) for name in ("keys", "values")]
+        key, value = (jnp.broadcast_to(table.astype(x.dtype).reshape(count, heads, -1), (b, count, heads, c // heads))
+                      for table in tables)
         seen = jnp.pad(present > 0, ((0, 0), (0, 1)), constant_values=True)[:, None, None]
         y = jax.nn.dot_product_attention(query, key, value, mask=seen).reshape(b, h * w, c)
         return x + Gain()(Dense(c, name="out")(y)).reshape(b, h, w, c)
