@@ -8,7 +8,7 @@ from flax import traverse_util
 from dipddpm_jax import networks
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.networks import layers
-from dipddpm_jax.networks.unet import fold, unfold
+from dipddpm_jax.networks.unet import LabelAttention, fold, unfold
 
 NETWORK = networks.UNet(num_classes=3, width=8, multipliers=(1, 2), blocks=1)
 X, T = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([3, 700])
@@ -32,6 +32,32 @@ def test_one_class_and_a_one_hot_vector_say_the_same():
     params = {"params": jax.tree.map(lambda p: p + 0.1, variables["params"])}
     np.testing.assert_allclose(NETWORK.apply(params, X, T, jnp.array([-1, 2])),
                                NETWORK.apply(params, X, T, jnp.array([[0.0, 0, 0], [0, 0, 1]])), atol=1e-5)
+
+
+def test_pixels_attend_to_the_labels_of_their_own_picture():
+    """By hand for one pixel; entries of labels that are absent do nothing, and without labels one entry is left."""
+    x, present = jax.random.normal(jax.random.key(2), (2, 2, 2, 8)), jnp.array([[1.0, 0, 1], [0, 0, 0]])
+    layer = LabelAttention()
+    params = layer.init(jax.random.key(0), x, present)["params"]
+    params["Gain_0"]["gain"] = jnp.ones(8)
+    found = layer.apply({"params": params}, x, present)
+    normed = (x - x.reshape(2, 4, 8).mean(1)[:, None, None]) / jnp.sqrt(x.reshape(2, 4, 8).var(1)[:, None, None] + 1e-5)
+    query = normed[0, 0, 1] @ params["query"]["kernel"] + params["query"]["bias"]
+    weights = jax.nn.softmax(query @ params["keys"][jnp.array([0, 2, 3])].T / np.sqrt(8))
+    mixed = weights @ params["values"][jnp.array([0, 2, 3])]
+    np.testing.assert_allclose(found[0, 0, 1], x[0, 0, 1] + mixed @ params["out"]["kernel"] + params["out"]["bias"],
+                               atol=1e-5)
+    alone = params["values"][3] @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(found[1], x[1] + alone[None, None], atol=1e-5)
+
+
+def test_a_network_that_attends_to_labels_takes_none():
+    network = NETWORK.clone(label_attention=True)
+    variables = layers.initial_variables(network, jax.random.key(0), X, T, jnp.array([0, 2]))
+    params = {"params": jax.tree.map(lambda p: p + 0.1, variables["params"])}
+    np.testing.assert_allclose(network.apply(params, X, T, jnp.zeros((2, 3)))[1:],
+                               network.apply(params, X, T, jnp.array([0, -1]))[1:], atol=1e-5)
+    assert network.apply(params, X, T, None).shape == X.shape
 
 
 def test_folding_is_undone():
