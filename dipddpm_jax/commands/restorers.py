@@ -19,6 +19,7 @@ from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.measurement import Measurement, Restore
 from dipddpm_jax.inverse.referee import stacked
 
+PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
 EXACT = 1e-6  # variance, white being 1: noise below this is too weak to be split
 
 
@@ -28,7 +29,7 @@ def _self_diffusion(channels: int) -> Restore:
 
 def _photos(channels: int) -> Restore:
     """The pretrained prior of photographs; of counts through their square roots."""
-    if channels not in (1, 3):
+    if channels not in PHOTO_CHANNELS:
         raise UserError(f"method 'photos' takes pictures in grey or in red, green and blue; got {channels} channels")
     model = load_prior("photos" if channels == 3 else "photos-grey")
     odd = (65, 65, channels)  # sides that are multiples of nothing, so that pictures of all sides are padded enough
@@ -44,7 +45,7 @@ RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictur
     "total-variation": lambda channels: classical.total_variation_denoising(),
     "wavelets": lambda channels: classical.bayes_shrink(),
 }
-DENOISERS = ("cross-fit", "pixel-pairs", "non-local-means", "total-variation")  # what "auto" averages
+DENOISERS = ("photos", "cross-fit", "pixel-pairs", "non-local-means", "total-variation")  # what "auto" averages
 FILLERS = ("cross-fit", "self-diffusion")  # and where pixels are missing
 
 
@@ -70,7 +71,7 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
     if measurement.operator != operators.identity or float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
                         f"choose one of {', '.join(RESTORERS)}")
-    return stacked(_of(DENOISERS, channels))
+    return stacked(_of(tuple(name for name in DENOISERS if name != "photos" or channels in PHOTO_CHANNELS), channels))
 
 
 def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:

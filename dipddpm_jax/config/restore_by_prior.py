@@ -22,7 +22,7 @@ class RestoringMethod(NamedTuple):
 AUTO = "auto"
 PRIOR_METHODS = {
     "one-step": RestoringMethod("the posterior mean of denoising in one call", True, False, False),
-    "one-step-turned": RestoringMethod("the mean of eight such calls, each for the picture turned or mirrored", True,
+    "one-step-turned": RestoringMethod("the mean of eight calls of one-step, for the picture turned and mirrored", True,
                                        False, False),
     "truncated": RestoringMethod("reverse steps from the noise of the picture on", True),
     "ddnm": RestoringMethod("DDNM+, Wang et al. 2022"),

@@ -152,6 +152,13 @@ def test_what_a_method_does_not_take(words, options):
         restore(scene(), **options)
 
 
+def test_auto_leaves_out_what_cannot_take_the_channels(monkeypatch):
+    monkeypatch.setattr(restorers, "DENOISERS", ("photos", "non-local-means"))
+    noisy = np.random.default_rng(0).random((32, 32, 2))
+    found, wanted = (restore(noisy, method=method, sigma=0.2) for method in ("auto", "non-local-means"))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_the_prior_of_photographs_takes_grey_or_colour():
     with pytest.raises(UserError, match="got 2 channels"):
         restore(np.random.default_rng(0).random((32, 32, 2)), method="photos")
