@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.places import CBSD68, REPO, SET12  # noqa: E402
 from benchmarks.restoration_page import render, source_of
 from dipddpm_jax import classical, devices, plots, records
-from dipddpm_jax.commands import restore_by_prior, sources, starts
+from dipddpm_jax.commands import restorers, sources
 from dipddpm_jax.commands.dip_report import psnr_and_ssim
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
@@ -109,8 +109,7 @@ def photo_prior(calls: int = 0, turned: bool = False) -> Callable[[], Restore]:
     mean of four chains of so many."""
     @functools.cache
     def restorer_for(channels: int) -> Restore:
-        model = starts.load_prior("photos" if channels == 3 else "photos-grey")
-        prior = model.prior(multiple=restore_by_prior.check_fit(model, (65, 65, channels)))
+        prior = restorers.photographs_prior(channels)
         return stabilised(truncated_reverse(prior, calls, 4) if calls else one_step(prior, turned))
 
     return lambda: lambda measurement, key: restorer_for(measurement.y.shape[-1])(measurement, key)

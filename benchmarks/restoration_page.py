@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 from scipy.stats import t as student
 
+RETAKEN = "set12/01"
 CONTROL = "BM3D"  # against which differences are taken, picture by picture
 NOTES, END = "<!-- notes -->", "<!-- end of notes -->"
 TITLES = {
@@ -77,12 +78,24 @@ def regret(lines: list[dict], row: str) -> list[str]:
     return text
 
 
+def without_the_retaken(lines: list[dict]) -> list[str]:
+    """What the trained priors of photographs gain over the control without Set12's picture 01, whose scene
+    scikit-image's `camera`, a photograph that they were trained on, shows retaken."""
+    against, text = by_picture(lines, CONTROL), []
+    for row in dict.fromkeys(line["row"] for line in lines if line["row"].startswith("prior photos")):
+        means = by_picture(lines, row)
+        mean, half = interval([means[name] - against[name] for name in means if name in against and name != RETAKEN])
+        text.append(f"{row} {mean:+.2f} +- {half:.2f}")
+    return [f"Without picture 01, whose scene a training photograph of the priors shows again, less {CONTROL}: "
+            f"{'; '.join(text)}.", ""] if text else []
+
+
 def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str:
     """The page; what stood between its marks for notes is kept."""
     notes = before.partition(NOTES)[2].partition(END)[0] if NOTES in before else "\n"
     where = sorted({f"{line['origin']['machine']}, {line['origin']['date']}" for line in lines})
     text = [
-        "# One picture restored without training data", "",
+        "# One picture restored, without training data and with a pretrained prior", "",
         "Rebuilt by `python benchmarks/restoration.py`, for colour with `--source cbsd68 --side 256 --pictures 20`, "
         "for larger grey pictures with `--side 256 --pictures 7`, which goes on where it stopped; a restoration is a "
         "line of `restoration.jsonl`.", "",
@@ -91,7 +104,8 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
         "CBSD68 in colour, in [0, 1]; PSNR and SSIM of the restored picture clipped to [0, 1], PSNR in dB. Noise is "
         "not clipped. Where its level is "
         "needed it is estimated from the picture (median of third differences); rows `told` know it. No method sees "
-        "the clean picture. All methods of a task see the same noise; a seed changes it too. Differences are taken "
+        "the clean picture; what has `prior photos` in its name was trained on other photographs, the rest on nothing. "
+        "All methods of a task see the same noise; a seed changes it too. Differences are taken "
         "picture by picture; the interval is Student's over pictures. `estimated`: what the method says of its own "
         "error. Core seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
         f"Made on {'; '.join(where)}.", "", NOTES + notes + END, ""]
@@ -101,6 +115,7 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
         if mine:
             where = " out of the middle of pictures of CBSD68" if source == "cbsd68" else ""
             text += [f"## {SOURCES[source]}{title}, {side}x{side}{where}", "", *table(mine)]
+            text += without_the_retaken(mine) if source == "set12" else []
             found = [sentence for row in ("referee", "referee with BM3D") for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():

@@ -41,6 +41,13 @@ def test_colour_stands_in_tables_of_its_own():
     assert "| BM3D | 31.00 |" in grey and "| BM3D | 21.00 |" in later and "| BM3D | 31.00 |" not in later
 
 
+def test_the_gain_of_trained_priors_stands_there_without_a_picture_like_one_of_theirs():
+    trained = [{**line, "row": "prior photos", "psnr": line["psnr"] + (9 if line["picture"] == "0" else 1)}
+               for line in lines() if line["row"] == "BM3D"]
+    named = [{**line, "picture": f"set12/0{1 + int(line['picture'])}"} for line in [*lines(), *trained]]
+    assert "less BM3D: prior photos +1.00 +- 0.00." in render(named, {}, "")
+
+
 def test_pictures_of_another_size_stand_in_tables_of_their_own():
     larger = [{**line, "side": 256, "psnr": line["psnr"] + 1} for line in lines()]
     small, large = render([*larger, *lines()], {}, "").split("## Gaussian noise, sigma 25 of 255, 256x256")

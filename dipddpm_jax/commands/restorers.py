@@ -13,6 +13,7 @@ from dipddpm_jax.dip.crossfit import cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step
 from dipddpm_jax.inverse import operators, splitting
 from dipddpm_jax.inverse.anscombe import stabilised
@@ -27,13 +28,20 @@ def _self_diffusion(channels: int) -> Restore:
     return self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1)
 
 
-def _photos(channels: int) -> Restore:
-    """The pretrained prior of photographs; of counts through their square roots."""
+def photographs_prior(channels: int) -> DiffusionPrior:
+    """The pretrained prior of photographs with so many channels, for pictures of any size.
+
+    Raises UserError unless they are grey or red, green and blue.
+    """
     if channels not in PHOTO_CHANNELS:
         raise UserError(f"method 'photos' takes pictures in grey or in red, green and blue; got {channels} channels")
     model = load_prior("photos" if channels == 3 else "photos-grey")
     odd = (65, 65, channels)  # sides that are multiples of nothing, so that pictures of all sides are padded enough
-    return stabilised(one_step(model.prior(multiple=check_fit(model, odd)), turned=True))
+    return model.prior(multiple=check_fit(model, odd))
+
+
+def _photos(channels: int) -> Restore:
+    return stabilised(one_step(photographs_prior(channels), turned=True))
 
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels

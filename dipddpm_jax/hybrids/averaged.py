@@ -1,8 +1,7 @@
 """The mean of a deep image prior and of a diffusion model, or of any two restorers.
 
 Two estimates of one picture with errors e1 and e2 of equal size have a mean whose error is |e|^2 (1 + r) / 2, r being
-their correlation: an untrained network and a trained one err differently. No weight is chosen, so nothing is fitted to
-the picture.
+their correlation: it pays as far as the two err differently. No weight is chosen, so nothing is fitted to the picture.
 """
 from jaxtyping import Array, Key
 

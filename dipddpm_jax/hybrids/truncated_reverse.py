@@ -28,8 +28,8 @@ def one_step(prior: DiffusionPrior, turned: bool = False) -> Restore:
     """E[x0 | x_t] = (x_t - s_t eps(x_t, t)) / a_t at the time of the noise (Tweedie's formula; Efron 2011): one call.
 
     `turned`: the mean of eight calls, for the picture in the eight positions of a square, each turned back (Timofte et
-    al. 2016), for a prior that knows no upright. Raises UserError for another operator than the identity, and for noise
-    that the schedule does not reach.
+    al. 2016), for priors of pictures that may be turned. Raises UserError for another operator than the identity, and
+    for noise that the schedule does not reach.
     """
     denoise = as_argument(prior.denoise)
 
