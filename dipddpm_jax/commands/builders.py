@@ -20,7 +20,7 @@ from dipddpm_jax.config.own import own_function
 from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, begins_with_pictures, is_own
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import denoisers, few_steps, samplers, schedules, spacings
-from dipddpm_jax.diffusion.forward import Pair, training_pair
+from dipddpm_jax.diffusion.forward import Pair, min_snr, training_pair
 from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, make_loss, rngs
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids import passes
@@ -46,10 +46,17 @@ def make_pair(config: TrainConfig) -> Pair:
     return partial(training_pair, make_schedule(config.schedule), config.target)
 
 
+def make_weights(config: TrainConfig) -> Callable | None:
+    """The weights of the squared errors by time; None for all alike."""
+    if config.weighting == "uniform":
+        return None
+    return partial(min_snr, make_schedule(config.schedule), config.target)
+
+
 def make_run_loss(config: TrainConfig, network: nn.Module) -> Callable:
     """The loss that a run falls, as `training.make_loss` gives one. Raises UserError for hops that do not fit."""
     if (few := config.few_step) is None:
-        return make_loss(network, make_pair(config), jnp.dtype(config.compute))
+        return make_loss(network, make_pair(config), jnp.dtype(config.compute), make_weights(config))
     schedule = make_schedule(config.schedule)
     try:
         hops = few_steps.hops_of(schedule, few.calls, few.hops)

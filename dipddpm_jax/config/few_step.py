@@ -55,7 +55,7 @@ def few_step_run(command: FewStepCommand, teacher: TrainConfig, own_data: str | 
     return replace(
         teacher, start=command.start, data=command.data or own_data or teacher.data, steps=command.steps,
         batch_size=command.batch_size, optimizer=optimizer, sampler=sampler, label_drop=0.0, keep_every=None,
-        seed=command.seed, few_step=few)
+        weighting="uniform", seed=command.seed, few_step=few)
 
 
 def check_few_step(config: TrainConfig) -> None:

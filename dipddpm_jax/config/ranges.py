@@ -3,7 +3,7 @@ import dataclasses
 import math
 from typing import Any
 
-from dipddpm_jax.config.diffusion import SCHEDULES, RunOptions, TrainConfig
+from dipddpm_jax.config.diffusion import AUTOENCODE, SCHEDULES, RunOptions, TrainConfig
 from dipddpm_jax.config.few_step import check_few_step
 from dipddpm_jax.config.sampler import check_sampler, check_used, is_own
 from dipddpm_jax.errors import UserError, closest
@@ -45,6 +45,8 @@ def check(config: TrainConfig, run: RunOptions = NO_OPTIONS) -> None:
     if config.schedule.name not in SCHEDULES and not is_own(config.schedule.name):
         raise UserError(f"unknown schedule {config.schedule.name!r}: {closest(config.schedule.name, list(SCHEDULES))}"
                         f"known are {', '.join(SCHEDULES)}, or MODULE:FUNCTION")
+    if config.weighting != "uniform" and config.target == AUTOENCODE:
+        raise UserError(f"--weighting {config.weighting} weighs noise levels, which --target {AUTOENCODE} has none of")
     if not 0 < config.schedule.first_beta <= config.schedule.last_beta < 1:
         raise UserError("--schedule.first-beta and --schedule.last-beta must satisfy 0 < first <= last < 1")
     check_processes(run)

@@ -1,10 +1,11 @@
 """The forward process, and what a network learns from it.
 
-A training target (eps, x0 or v) is the pair that the network regresses; the loss never changes.
+A training target (eps, x0 or v) is the pair that the network regresses, by its mean squared error.
 """
 from collections.abc import Callable
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dipddpm_jax.diffusion.schedules import NoiseSchedule
@@ -26,7 +27,7 @@ def add_noise(schedule: NoiseSchedule, x0: Images, t: Int[Array, "*n"], eps: Ima
 def training_pair(
     schedule: NoiseSchedule, target: Target, x0: Images, t: Int[Array, "*n"], eps: Images
 ) -> tuple[Images, Images]:
-    """(x_t, what the network should output for it). The loss is always their mean squared error."""
+    """(x_t, what the network should output for it)."""
     x_t = add_noise(schedule, x0, t, eps)
     match target:
         case "eps":
@@ -35,6 +36,22 @@ def training_pair(
             return x_t, x0
         case "v":  # Salimans and Ho 2022, section 4
             return x_t, _like(schedule.signal_scale(t), x0) * eps - _like(schedule.noise_scale(t), x0) * x0
+
+
+def min_snr(schedule: NoiseSchedule, target: Target, t: Int[Array, "b"], most: float = 5.0) -> Float[Array, "b"]:
+    """Weights of the squared errors of a target's output such that those of x0 count min(SNR, `most`).
+
+    SNR: alpha_bar / (1 - alpha_bar). Hang et al. 2023, section 3.4, where 5 is the recommended limit.
+    """
+    signal, noise = schedule.signal_scale(t) ** 2, schedule.noise_scale(t) ** 2
+    of_x0 = jnp.minimum(signal / noise, most)
+    match target:
+        case "eps":
+            return of_x0 * noise / jnp.maximum(signal, 1e-6)  # pure noise says nothing of x0
+        case "x0":
+            return of_x0
+        case "v":
+            return of_x0 * noise
 
 
 def prediction_of(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from dipddpm_jax.diffusion.forward import Pair
 from dipddpm_jax.networks.layers import BatchNorm, initial_variables
-from dipddpm_jax.types import Images, Labels, no_labels
+from dipddpm_jax.types import Images, Labels, Times, no_labels
 
 ORDER = 2**31 - 1  # fold_in constant of the data order: no step number reaches it
 
@@ -96,10 +96,13 @@ def rngs(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
     return {"params": key, "noise": jax.random.fold_in(key, ORDER)}
 
 
-def make_loss(network: nn.Module, pair: Pair, dtype: jnp.dtype) -> Callable:
+def make_loss(
+    network: nn.Module, pair: Pair, dtype: jnp.dtype, weights: Callable[[Times], Float[Array, "b"]] | None = None
+) -> Callable:
     """loss(params, collections, images, labels, t, eps, key, train) -> (mean squared error, new collections).
 
     The method is the pair that is regressed: that of diffusion is `partial(forward.training_pair, schedule, target)`.
+    `weights` are those of the pictures' squared errors, by their times; None counts all alike.
     """
 
     def loss(params, collections, images, labels, t, eps, key, train):
@@ -107,7 +110,10 @@ def make_loss(network: nn.Module, pair: Pair, dtype: jnp.dtype) -> Callable:
         cast = jax.tree.map(lambda p: p.astype(dtype), params)
         output, new = network.apply({"params": cast, **collections}, x_t.astype(dtype), t, labels, train=train,
                                     mutable=list(collections) if train else ["nothing"], rngs=rngs(key))
-        return jnp.mean((output.astype(jnp.float32) - wanted) ** 2), {**collections, **new}
+        errors = (output.astype(jnp.float32) - wanted) ** 2
+        if weights is not None:
+            errors = errors * weights(t).reshape((-1,) + (1,) * (errors.ndim - 1))
+        return jnp.mean(errors), {**collections, **new}
 
     return loss
 

@@ -42,6 +42,10 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         del record["sampler"]["spacing"]
     if config.start is None:
         del record["start"]
+    if config.weighting == "uniform":
+        del record["weighting"]
+    if not record["network"].get("label_attention", True):
+        del record["network"]["label_attention"]
     if config.schedule.name != "linear" or config.schedule.num_steps == config.schedule.beta_steps:
         del record["schedule"]["beta_steps"]
     return record

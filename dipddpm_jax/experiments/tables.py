@@ -67,13 +67,14 @@ class Column:
 class Claim:
     """A sentence of the report, the rule by which we judge it (in words, with its margin), that rule as a function,
     and what would overturn its verdict. `looks`: numbers of runs at which it is judged; the last is the cap. Default:
-    the table's."""
+    the table's. `begins`: the first seed that counts, where earlier runs only showed how to ask."""
 
     text: str
     rule: str
     judge: Callable[["Results"], Finding]
     overturn: str = ""
     looks: tuple[int, ...] = ()
+    begins: int = 0
 
 
 @dataclass(frozen=True)

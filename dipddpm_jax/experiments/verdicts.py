@@ -56,10 +56,14 @@ def planned(claim: Claim, table: Table) -> tuple[int, ...]:
 def _hear(claim: Claim, table: Table, results: Results) -> _Heard:
     rows: set[str] = set()
     try:
-        finding = claim.judge(results._replace(read=rows))
-        runs = sum(1 for _ in takewhile(lambda seed: all(seed in results.lines[row] for row in rows), count()))
+        finding = claim.judge(results._replace(read=rows))  # of all runs, which tells the rows
+        first = claim.begins
+        if first:
+            results = results.where(lambda seed: seed >= first)
+            finding = claim.judge(results)
+        runs = sum(1 for _ in takewhile(lambda seed: all(seed in results.lines[row] for row in rows), count(first)))
         looks = [n for n in planned(claim, table) if n <= runs]
-        taken = [claim.judge(results.where(lambda seed, n=n: seed < n)).parts for n in looks]
+        taken = [claim.judge(results.where(lambda seed, n=n: seed < first + n)).parts for n in looks]
     except NotMeasured as missing:
         return _Heard(None, str(missing), frozenset(rows), 0, [])
     return _Heard(finding, "", frozenset(rows), runs, [] if finding.barred else taken)
@@ -76,12 +80,20 @@ def _halves(claim: Claim, results: Results, runs: int) -> str:
     return f" (even seeds {even.estimate:+.3g}, odd {odd.estimate:+.3g})"
 
 
+def _due(claim: Claim, results: Results, heard: _Heard, runs: int) -> tuple[tuple[str, int], ...]:
+    """The (row, seed) that a look at so many runs waits for."""
+    return tuple((row, seed) for row in sorted(heard.rows) for seed in range(claim.begins, claim.begins + runs)
+                 if seed not in results.lines.get(row, {}))
+
+
 def _judged(table: Table, claim: Claim, results: Results, heard: _Heard, told: Told, budget: Budget) -> Judged:
     looks = planned(claim, table)
     if heard.finding is None:
-        return Judged(table, claim, Verdict("cannot be told", f"not measured yet: {heard.missing}"), 0, looks[-1], None)
+        why, due = f"not measured yet: {heard.missing}", _due(claim, results, heard, looks[0]) if claim.begins else ()
+        return Judged(table, claim, Verdict("cannot be told", why), 0, looks[-1], None, due)
     first, *others = map(str, heard.finding.parts)
-    why = "; ".join([first + _halves(claim, results, heard.runs), *others, *filter(None, [heard.finding.note])])
+    counted = results.where(lambda seed: seed >= claim.begins)
+    why = "; ".join([first + _halves(claim, counted, heard.runs), *others, *filter(None, [heard.finding.note])])
     parts = heard.finding.parts
     needed = tuple(max(need(part, told.level) for part in parts)
                    for need in (RunEvidence.needed, RunEvidence.needed_as_seen))
@@ -92,8 +104,7 @@ def _judged(table: Table, claim: Claim, results: Results, heard: _Heard, told: T
         return Judged(table, claim, Verdict("cannot be told", why), heard.runs, looks[-1], None)
     due: tuple[tuple[str, int], ...] = ()
     if told.answer == "cannot be told" and (later := [n for n in looks if n > heard.runs]):
-        due = tuple((row, seed) for row in sorted(heard.rows) for seed in range(later[0])
-                    if seed not in results.lines.get(row, {}))
+        due = _due(claim, results, heard, later[0])
     return Judged(table, claim, Verdict(told.answer, why), heard.runs, looks[-1], needed, due, told.look)
 
 

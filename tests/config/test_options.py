@@ -7,7 +7,7 @@ import pytest
 
 from dipddpm_jax.commands import cli
 from dipddpm_jax.config import ranges, saved
-from dipddpm_jax.config.diffusion import OptimizerConfig, RunOptions, ScheduleConfig, TrainConfig
+from dipddpm_jax.config.diffusion import OptimizerConfig, RunOptions, ScheduleConfig, TrainConfig, UNet
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.sampler import SamplerConfig, SamplerOptions, chosen_sampler
 from dipddpm_jax.config.saved import Facts
@@ -61,6 +61,7 @@ def test_options_of_a_sampler_that_does_something_are_taken():
     ({"schedule": ScheduleConfig("cosin")}, "unknown schedule 'cosin': did you mean cosine"),
     ({"schedule": ScheduleConfig(last_beta=float("nan"))}, "--schedule.last-beta must be a finite number"),
     ({"sampler": SamplerConfig(guidance=float("nan"))}, "--sampler.guidance must be a finite number"),
+    ({"weighting": "min-snr", "target": "autoencode"}, "--weighting min-snr weighs noise levels"),
 ])
 def test_numbers_that_no_run_can_have(changes, words):
     with pytest.raises(UserError, match=words):
@@ -124,11 +125,16 @@ def test_what_old_versions_scored_and_trained_is_found_again():
     """The identities of a run in the cache, and of a row in accuracy.jsonl, without the fields that are new."""
     from dipddpm_jax.experiments import labelled_runs
 
-    config = PRESETS["scenes"][1]
+    config = dataclasses.replace(PRESETS["scenes"][1], network=UNet())
     found = labelled_runs._identity(config)
     old = saved.to_json(config)
-    del old["sampler"]["spacing"], old["schedule"]["beta_steps"], old["start"]
+    del old["sampler"]["spacing"], old["schedule"]["beta_steps"], old["start"], old["weighting"]
+    del old["network"]["label_attention"]
     assert found == old
+    for changed in (dict(weighting="min-snr"), dict(network=UNet(label_attention=True))):
+        record = saved.to_json(dataclasses.replace(config, **changed))
+        assert labelled_runs._identity(dataclasses.replace(config, **changed)) == {
+            **old, **{name: record[name] for name in changed}}
     assert labelled_runs._identity(dataclasses.replace(config, start="digits"))["start"] == "digits"
     spaced = dataclasses.replace(config, sampler=SamplerConfig(spacing="karras"))
     assert labelled_runs._identity(spaced)["sampler"]["spacing"] == "karras"

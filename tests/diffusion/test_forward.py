@@ -62,6 +62,18 @@ def test_a_perfect_network_gives_back_image_and_noise(target):
     np.testing.assert_allclose(x_t, forward.add_noise(S, x0, t, eps))
 
 
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_min_snr_counts_the_error_of_the_clean_picture_alike_for_all_targets(target):
+    x0, eps, error = (jax.random.normal(jax.random.key(i), (5, 3, 3, 1)) for i in range(3))
+    t = jnp.array([1, 5, 20, 35, 50])
+    x_t, wanted = forward.training_pair(S, target, x0, t, eps)
+    found = forward.prediction_of(S, target, wanted + error, x_t, t).x0
+    of_output = forward.min_snr(S, target, t) * jnp.mean(error**2, (1, 2, 3))
+    snr = S.alpha_bars[t] / (1 - S.alpha_bars[t])
+    assert snr[0] > 5 > snr[-1]
+    np.testing.assert_allclose(of_output, np.minimum(snr, 5) * jnp.mean((found - x0) ** 2, (1, 2, 3)), rtol=1e-3)
+
+
 def apply(x, t, labels):
     return x * (labels[:, None, None, None] + 2.0)
 

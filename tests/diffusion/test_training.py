@@ -54,6 +54,20 @@ def assert_equal(a, b, atol=0.0):
         np.testing.assert_allclose(x, y, rtol=0, atol=atol)
 
 
+def test_a_weighted_loss_is_the_weighted_mean_of_the_losses_of_single_pictures():
+    state, x = start(), jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
+    t, labels, eps, weights = jnp.array([1, 20, 50]), jnp.arange(3), jnp.ones_like(x), jnp.array([0.5, 0.0, 2.0])
+    plain = jax.jit(training.make_loss(NETWORK, PAIR, jnp.dtype("float32")), static_argnums=7)
+    weighted = jax.jit(training.make_loss(
+        NETWORK, PAIR, jnp.dtype("float32"), lambda times: weights[jnp.searchsorted(t, times)]), static_argnums=7)
+
+    def of(loss, which):
+        return loss(state.params, state.collections, x[which], labels[which], t[which], eps[which], state.key, False)[0]
+
+    alone = jnp.stack([of(plain, slice(i, i + 1)) for i in range(3)])
+    np.testing.assert_allclose(of(weighted, slice(None)), jnp.mean(weights * alone), rtol=1e-5)
+
+
 def test_chunk_lengths_do_not_change_the_result(run):
     whole, _ = run(start(), 7)
     state = start()

@@ -1,5 +1,5 @@
 """Runs are made until claims are told, how long that takes is said before, and old measurements are known as such."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -68,6 +68,23 @@ def test_an_unfinished_look_is_no_look():
     rows.lines["b"][2] = {"numbers": {"psnr": 5.0}}
     (judged,) = verdicts.judge_tables(report, [(report.tables[0], "quick", rows)])
     assert judged.verdict.answer == "holds"
+
+
+def test_a_claim_asked_anew_counts_later_seeds_only():
+    report, _ = report_of((2, 4))
+    (table,) = report.tables
+    anew = replace(table.claims[0], begins=3)
+    table = replace(table, claims=(anew,))
+    first = {name: {seed: {"numbers": {"psnr": value * seed}} for seed in range(3)} for name, value in (
+        ("a", 9.0), ("b", 0.0))}  # against the claim
+    (judged,) = verdicts.judge_tables(report, [(table, "quick", Results(first))])
+    assert judged.verdict.answer == "cannot be told" and judged.runs == 0
+    assert judged.due == (("a", 3), ("a", 4), ("b", 3), ("b", 4))
+    later = {name: of | {seed: {"numbers": {"psnr": value + 0.01 * seed * value}} for seed in (3, 4)}
+             for (name, of), value in zip(first.items(), (1.0, 5.0), strict=True)}
+    (judged,) = verdicts.judge_tables(report, [(table, "quick", Results(later))])
+    assert judged.verdict.answer == "holds" and (judged.runs, judged.most, judged.told_at) == (2, 4, 2)
+    assert "+4.1" in judged.verdict.why
 
 
 def test_a_smoke_run_and_runs_that_share_a_network_answer_nothing():
