@@ -43,12 +43,13 @@ def _slug(text: str) -> str:
 
 def _group(cells: Sequence[Cell]) -> list[Cell]:
     """The first cell, and the others that its compiled program can measure at the same time."""
-    table, row, _ = cells[0]
+    table, row, seed = cells[0]
     how = table.measure
     if not isinstance(how, Together):
         return [cells[0]]
     wanted = how.program(row.setting)
-    return [cell for cell in cells if cell[0] is table and how.program(cell[1].setting) == wanted][: how.most]
+    return [cell for cell in cells if cell[0] is table and how.program(cell[1].setting) == wanted
+            and (cell[2] == seed or not how.one_seed)][: how.most]
 
 
 def _measure(report: Report, cells: Sequence[Cell], budget: Budget, out: Path) -> list[Line]:
@@ -108,7 +109,7 @@ def _missing(
 
 def expected_minutes(report: Report, budget: Budget, cells: Sequence[Cell], lines: Sequence[Line]) -> float | None:
     """Minutes that cells took when they were measured before: the median of the row, else of the report at this
-    budget; None without any."""
+    budget; None without any. Of rows that share what takes most of the time, a seed counts as all of them: at most."""
     def median(row: str | None) -> float | None:
         found = [line["seconds"] for line in lines if (line["report"], line["budget"]) == (report.name, budget)
                  and row in (None, line["row"])]
@@ -117,7 +118,11 @@ def expected_minutes(report: Report, budget: Budget, cells: Sequence[Cell], line
     typical = median(None)
     if typical is None:
         return None
-    return sum(typical if (own := median(row.name)) is None else own for _, row, _ in cells) / 60
+    timed = {(table.name, row.name, seed): row for table, row, seed in cells}
+    for table, _, seed in cells:
+        if isinstance(table.measure, Together) and table.measure.one_seed:
+            timed |= {(table.name, row.name, seed): row for row in table.rows}
+    return sum(typical if (own := median(row.name)) is None else own for row in timed.values()) / 60
 
 
 def _announce(report: Report, budget: Budget, cells: Sequence[Cell], lines: Sequence[Line]) -> None:

@@ -90,11 +90,13 @@ class Plot:
 
 
 class Together(NamedTuple):
-    """measure(settings, size, seeds) measures at most `most` (setting, seed) at once, of equal `program(setting)`."""
+    """measure(settings, size, seeds) measures at most `most` (setting, seed) at once, of equal `program(setting)`;
+    with `one_seed` of one seed only, whose rows share what takes most of the time, such as a network."""
 
     measure: Callable[[Sequence[Any], Any, Sequence[int]], Sequence[Measured]]
     program: Callable[[Any], Hashable]
     most: int = 16
+    one_seed: bool = False
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,27 @@ def test_how_long_it_will_take_is_said_before(tmp_path, capsys):
     assert ledger.expected_minutes(report, "quick", cells, known) == 2.0  # a row of its own, and one like the others
 
 
+@pytest.mark.parametrize("one_seed, groups, minutes", [(True, [[5, 5], [6, 6]], 4.0), (False, [[5, 5, 6, 6]], 3.0)])
+def test_rows_that_share_a_network_are_measured_seed_by_seed_and_cost_a_seed_at_most(
+        tmp_path, monkeypatch, one_seed, groups, minutes):
+    report, _ = report_of((2, 4))
+    seen = []
+
+    def measure(settings, size, seeds):
+        seen.append(list(seeds))
+        return [Measured({"psnr": 1.0}) for _ in settings]
+
+    table = replace(report.tables[0], measure=Together(measure, lambda setting: 0, one_seed=one_seed))
+    report, (a, b) = replace(report, tables=(table,)), table.rows
+    cells = [(table, row, seed) for seed in (5, 6) for row in (a, b)]
+    known = [{"report": "009", "budget": "quick", "row": "a", "seconds": 60.0}]
+    assert ledger.expected_minutes(report, "quick", cells[:3], known) == minutes
+    monkeypatch.setattr(ledger, "_missing", lambda *_: [] if seen else cells)
+    monkeypatch.setattr(ledger.freshness, "remember", lambda *_: "code")
+    assert ledger.complete(report, "quick", tmp_path)
+    assert seen == groups and [line["seed"] for line in lines(tmp_path)] == [5, 5, 6, 6]
+
+
 def test_the_page_begins_for_a_reader_who_knows_nothing(tmp_path):
     judged, _ = made(tmp_path, (2, 4, 6))
     pages.write_pages([report_of((2, 4, 6))[0]], tmp_path)
