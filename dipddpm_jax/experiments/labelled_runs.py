@@ -61,7 +61,7 @@ def trained_run(config: TrainConfig, keep_every: int) -> Path:
         try:
             train.train_model(config, options, "experiment")
         except Stopped as stopped:  # it is saved, and goes on when called again
-            raise KeyboardInterrupt(str(stopped)) from None
+            raise KeyboardInterrupt(stopped.code - 128) from None  # the signal
     return workdir
 
 

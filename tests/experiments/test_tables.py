@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dipddpm_jax import records
-from dipddpm_jax.experiments import ledger, pages, tables
+from dipddpm_jax.commands import ends
+from dipddpm_jax.config.presets import PRESETS
+from dipddpm_jax.experiments import labelled_runs, ledger, pages, tables
 from dipddpm_jax.experiments.__main__ import Experiments, experiments_main, measure_reports
 from dipddpm_jax.experiments.rules import above
 from dipddpm_jax.experiments.tables import (
@@ -192,3 +194,16 @@ def test_mistakes_end_with_status_2(tmp_path, capsys, arguments, message):
 def test_the_command_is_parsed_without_heavy_imports():
     code = "import sys, dipddpm_jax.experiments.__main__; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_an_interrupted_training_ends_an_experiment_with_the_signals_status(tmp_path, monkeypatch, number, capsys):
+    """A loop that saves first raises Stopped with 128 + the signal; what `guarded` makes of it must be the same."""
+    def stopped(*_):
+        raise ends.Stopped("saved step 7", 128 + number)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(labelled_runs.train, "train_model", stopped)
+    with pytest.raises(SystemExit) as left, ends.guarded("interrupted; what was measured is kept"):
+        labelled_runs.trained_run(PRESETS["scenes"][1], 10)
+    assert left.value.code == 128 + number and "what was measured is kept" in capsys.readouterr().err
