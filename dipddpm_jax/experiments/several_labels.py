@@ -8,7 +8,9 @@ MODEL = "recommended model"
 BOTH_LISTS = (Column("test", "test list", "sound", 3), Column("new_test", "new-test list", "sound", 3), SHUFFLED)
 TABLES = (
     Table("checkpoints", "The recommended model while it trains", "Each tenth of the run (averaged parameters), "
-          "guidance 1, 25 steps. The checkpoint is chosen by the validation list alone. Seeds: of training and "
+          "guidance 1, 25 steps. The checkpoint is chosen by the validation list alone; guidance 1 was taken from an "
+          "earlier model's scores on "
+          "the two test lists. Seeds: of training and "
           "noise.",
           (Row(MODEL, Ask(1.0, 25)),),
           (Column("step", "chosen step", "sound", 0), Column("validation", "validation list", "sound", 3),
@@ -39,12 +41,13 @@ REPORT = Report(
     "A modern UNet trained on rendered scenes of one to three of 24 objects, with a tenth of the labels dropped, and "
     "what can be asked of it. Labels are the objects; a ResNet18 that was trained on other scenes looks for those that "
     "were asked for: of each picture as many of its highest outputs as it has labels; hits over labels. Report "
-    "[004](004.md) asks the same of its own network. With iCLEVR: `python train.py iclevr --data-dir DIR --keep-every "
+    "[004](004.md) measures accuracy only, with its own network. With iCLEVR: `python train.py iclevr --data-dir DIR "
+    "--keep-every "
     "700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
     TABLES,
     {"smoke": Size(8, 4, 32, 4, 4, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
     {"smoke": "a few steps.",
      "quick": f"pictures of {QUICK.side}x{QUICK.side}, width {QUICK.width}, patches of {QUICK.patch}, {QUICK.steps} "
-     f"steps of {QUICK.batch}: longer than the reports' half hour.",
+     f"steps of {QUICK.batch}: over an hour.",
      "full": "64x64, width 128, patches of 2, 60,000 steps of 128."},
     {"smoke": 1, "quick": 2, "full": 3})

@@ -126,9 +126,10 @@ REPORT = Report(
     "A diffusion model (DDPM) learns to turn noise into pictures step by step; a deep image prior (DIP) is a network "
     "fitted to a single picture. The report claims that a DDPM which is trained on what a DIP made of one handwritten "
     "digit draws that digit better, and with less training, than a DDPM trained on the digit itself. With small "
-    "networks we find the two equally good, and both hardly better than a black picture: what spoils them is that "
-    "sampling begins with pure noise at a time at which the network always saw half of the picture. Begun as in "
-    "training, the same networks come 7 dB nearer to the digit.",
+    "networks we find the two equally good, and both hardly better than a black picture. Sampling begins with pure "
+    "noise at a time at which the network had always seen the picture through the noise, at half its contrast. Begun "
+    "with the DIP's own picture under as much noise, the same networks come 7 dB nearer to the digit; how much of that "
+    "the start itself brings was not measured.",
     ("runs", A),
     (("network", "channels 64, 128, 128, 64; time vector 1024", f"channels 16, 32, 32, 16; time vector "
       f"{QUICK.time_dim}"),

@@ -152,7 +152,7 @@ def _scored(setting: Setting, fitted: Fitted, seed: int, widths: tuple[int, ...]
         "constant": constant,
         **{f"fresh_{level:g}": clipped_psnr(clean, model(noisy(clean, level, seed, 102))) for level in (0.05, 0.025)},
         "share": ran / planned,
-        "failed": float(clipped_psnr(clean, model(fresh)) < constant + 1)}
+        "failed": float(not clipped_psnr(clean, model(fresh)) >= constant + 1)}
     sheet = plots.tile(to_bytes(np.stack([codes[-1], final, fresh, model(fresh), clean])), 5)
     caption = "from left: last input, its output, fresh noise of 0.1, its output, clean"
     shown = {caption: sheet} if max(setting.epochs) != 200 and 500 not in setting.epochs else {}
@@ -167,7 +167,7 @@ def measure_failures(settings: Sequence[Setting], size: Size, seeds: Sequence[in
 
     def scored(fitted: Fitted, seed: int) -> Measured:
         fresh = clipped_psnr(clean, _apply(widths)(fitted.params, noisy(clean, SIGMA, seed, 100)))
-        return Measured({"failed": float(fresh < constant + 1), "fresh": fresh, "constant": constant})
+        return Measured({"failed": float(not fresh >= constant + 1), "fresh": fresh, "constant": constant})
 
     return [scored(*cell) for cell in zip(_fitted(settings, clean, widths, max(1, size.fewer // 10), seeds), seeds)]
 

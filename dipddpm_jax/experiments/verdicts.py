@@ -53,14 +53,17 @@ def planned(claim: Claim, table: Table) -> tuple[int, ...]:
     return claim.looks or table.looks
 
 
+def _counted(claim: Claim, table: Table, results: Results) -> Results:
+    """The runs that a claim may be judged by: others were made for other claims."""
+    return results.where(lambda seed: claim.begins <= seed < claim.begins + planned(claim, table)[-1])
+
+
 def _hear(claim: Claim, table: Table, results: Results) -> _Heard:
     rows: set[str] = set()
     try:
-        finding = claim.judge(results._replace(read=rows))  # of all runs, which tells the rows
-        first = claim.begins
-        if first:
-            results = results.where(lambda seed: seed >= first)
-            finding = claim.judge(results)
+        claim.judge(results._replace(read=rows))  # of all runs, which tells the rows
+        first, results = claim.begins, _counted(claim, table, results)
+        finding = claim.judge(results)
         runs = sum(1 for _ in takewhile(lambda seed: all(seed in results.lines[row] for row in rows), count(first)))
         looks = [n for n in planned(claim, table) if n <= runs]
         taken = [claim.judge(results.where(lambda seed, n=n: seed < first + n)).parts for n in looks]
@@ -89,11 +92,14 @@ def _due(claim: Claim, results: Results, heard: _Heard, runs: int) -> tuple[tupl
 def _judged(table: Table, claim: Claim, results: Results, heard: _Heard, told: Told, budget: Budget) -> Judged:
     looks = planned(claim, table)
     if heard.finding is None:
-        why, due = f"not measured yet: {heard.missing}", _due(claim, results, heard, looks[0]) if claim.begins else ()
+        why, due = f"not measured yet: {heard.missing}", ()
+        if claim.begins:
+            why = f"of seeds below {claim.begins} it could not be told; later ones, which count, are still to come"
+            due = _due(claim, results, heard, looks[0])
         return Judged(table, claim, Verdict("cannot be told", why), 0, looks[-1], None, due)
     first, *others = map(str, heard.finding.parts)
-    counted = results.where(lambda seed: seed >= claim.begins)
-    why = "; ".join([first + _halves(claim, counted, heard.runs), *others, *filter(None, [heard.finding.note])])
+    halves = _halves(claim, _counted(claim, table, results), heard.runs)
+    why = "; ".join([first + halves, *others, *filter(None, [heard.finding.note])])
     parts = heard.finding.parts
     needed = tuple(max(need(part, told.level) for part in parts)
                    for need in (RunEvidence.needed, RunEvidence.needed_as_seen))
