@@ -168,8 +168,9 @@ NETWORK_CLAIMS = (
     Claim("Many passes give noise that the DDPM dislikes", "100 and 500 steps: that of k = 20 and of 50 above that of "
           "2; " + SHOWN, _many_passes, "a difference of 5 between two passes and fifty"),
     Claim("500 steps with a DIP are as good as the longest chain shown without (900 of 1000 steps)",
-          "not above that of 900 without by a tenth, as networks differ by factors; FD of pictures as the report shows "
-          "them. Of eight networks the difference could not be told; this rule was written then, and counts later ones "
+          "not above that of 900 without, margin a tenth, as networks differ by factors; FD of pictures as the report "
+          "shows them. Of eight networks the difference could not be told; this rule was written then, and counts "
+          "later ones "
           "only (seeds 8 and up). Pure noise is a poor start there: see the constant after 900 steps", _steps,
           LONG, (8, 16), 8),
     Claim("20 epochs are better than 5, 10 and 15", "500 steps, k = 3: lower than each; " + SHOWN, _epochs, LONG),
