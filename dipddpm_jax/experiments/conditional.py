@@ -138,9 +138,8 @@ REPORT = Report(
     "tables by how often a classifier finds the objects: one run each, many checkpoints, the best of which it quotes. "
     "Its own printed checkpoints say that GELU and ReLU cannot be told apart, that the run with cosine betas (and a "
     "falling rate) is worse by 0.06, and that the base run's .625 is the best of nineteen looks (the final model "
-    "prints it "
-    "too, without its other checkpoints). Our runs of two to six minutes in the first table do not leave chance, and "
-    "say nothing about accuracy.",
+    "prints it too, without its other checkpoints). Our runs of two to six minutes in the first table do not leave "
+    "chance, and say nothing about accuracy; one longer run by another recipe, in the second table, does leave it.",
     ("printed", "checkpoints"),
     (("pictures", "iCLEVR, 64 x 64", f"rendered scenes, {QUICK.side} x {QUICK.side}"),
      ("network", "width 128", f"width {QUICK.width}"),
