@@ -39,7 +39,7 @@ SHOWN = 8  # rows of the picture
 REFERENCE = 10_000  # real pictures at most, of those trained on, that samples are compared with
 FIGURES = ("judge", "judge_accuracy", "n", "reference", "fd", "spread", "floor", "kid", "kid_spread", "kid_floor",
            "sliced_wasserstein", "sliced_wasserstein_floor", "precision", "precision_floor", "recall", "recall_floor",
-           "label_accuracy", "label_accuracies", "mean_confidence", "real_mean_confidence")
+           "label_accuracy", "label_accuracies", "by_count", "mean_confidence", "real_mean_confidence")
 
 
 def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
@@ -50,6 +50,9 @@ def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
         name = f"{prefix}{'from' if field.name == 'start' else field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(new):
             words += options(new, old, f"{name}.")
+        elif isinstance(new, bool) and new != old:
+            before, _, last = name.rpartition("." if "." in name else "--")
+            words.append(name if new else f"{before}.no-{last}" if before else f"--no-{last}")
         elif new != old:
             words += [name, *map(str, new if isinstance(new, tuple) else (new,))]
     return words
@@ -72,8 +75,11 @@ def command_of(workdir: Path, step: int) -> str:
     if config.start is not None:
         if config.start not in pretrained.PRIORS:
             config = dataclasses.replace(config, start="RUN")  # the one whose command stands before
-    elif preset in PRESETS:
-        base, words = PRESETS[preset][1], [*words, preset]
+    else:
+        if preset not in PRESETS:  # of an experiment: the nearest one
+            alike = [name for name, (_, of) in PRESETS.items() if type(of.network) is type(config.network)]
+            preset = min(alike, key=lambda name: len(options(config, PRESETS[name][1])))
+        base, words = PRESETS[preset][1], [*words, *([preset] if preset != "unet" else [])]
     return shlex.join([*words, *options(config, base)])
 
 
@@ -128,6 +134,10 @@ def drawn_and_judged(
     some = np.random.default_rng(seed).permutation(len(real.images))[:REFERENCE]
     judged = comparison.compare(judges.judge_for(model.config.data), drawn.images, real.images[some], labels, seed,
                                 real_labels=real.labels[some])
+    if facts.multi_hot:
+        asked, judge = np.asarray(labels).sum(1).astype(int), judges.judge_for(model.config.data)
+        judged["by_count"] = {str(k): judges.accuracy(judge, drawn.images[asked == k], labels[asked == k])
+                              for k in np.unique(asked)}
     return ({key: judged[key] for key in FIGURES if key in judged}, drawn.images,
             network_calls(sampler, model.config, labels))
 
@@ -167,6 +177,7 @@ INTRO = """# Pretrained models that come with the package
     python train.py --from digits --data mine.npz         goes on with its weights on other pictures
     python sample.py --prior digits-fast --labels 3 7     draws in two network calls (results/few_steps.md)
     python train.py few-step --from digits                how digits-fast was made; of your own runs, too
+    python sample.py --prior scenes --labels "red cube,blue sphere"     draws a scene of these objects
     python sample.py --prior photos --restore a.jpg       restores a photograph in colour, of any size
     python sample.py --prior photos-grey --restore b.png  the same in grey
     python -m dipddpm_jax evaluate --prior digits         judges it again (its data set must be at hand)
@@ -217,8 +228,9 @@ def page() -> str:
                 spread = {"fd": "spread", "kid": "kid_spread"}.get(key)
                 more = f" ± {scale * j[spread]:.{digits}f}" if spread else ""
                 lines.append(f"| {title} | {scale * j[key]:.{digits}f}{more} | {scale * j[floor]:.{digits}f} |")
-        accuracies = j["label_accuracies"]
-        lines += ["", "| asked for | " + " | ".join(accuracies) + " |", "|---" * (1 + len(accuracies)) + "|",
+        accuracies, asked = ((j["by_count"], "objects asked for") if "by_count" in j
+                             else (j["label_accuracies"], "asked for"))
+        lines += ["", f"| {asked} | " + " | ".join(accuracies) + " |", "|---" * (1 + len(accuracies)) + "|",
                   "| label accuracy | " + " | ".join(f"{value:.3f}" for value in accuracies.values()) + " |", "",
                   f"Sampler {sampler['name']}, guidance {sampler['guidance']:g}, {card['network_calls']} network calls "
                   f"a picture, seed {card['seed']}; {versions}", ""]

@@ -34,6 +34,8 @@ PRIORS = {
                     "photo_turns", "one-step-turned"),
     "photos-grey": Prior("prior_photos_grey.safetensors", "photographs in grey, for restoring others of any size",
                          "photo_turns_grey", "one-step-turned"),
+    "scenes": Prior("prior_scenes.safetensors", "rendered scenes of one to three of 24 objects, 32x32, drawn by labels",
+                    "scenes"),
 }
 
 
