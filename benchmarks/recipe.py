@@ -60,6 +60,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "pixel_mean": 0.1307, "pixel_std": 0.3081}),
     "muon-lognormal": ("Muon, EDM's training noise", MUON | {"schedule.name": "lognormal"}),
     "muon-flow": ("Muon, flow matching's path", MUON | {"schedule.name": "flow"}),
+    "muon-min-snr": ("Muon, loss weighted by min-SNR", MUON | {"weighting": "min-snr"}),
     "muon-batch-32": ("Muon, batch 32", MUON | {"batch_size": 32}),
     "muon-width-24": ("Muon, width 24", MUON | {"network.width": 24}),
     "muon-ema": ("Muon, EMA .98", MUON | {"optimizer.ema_decay": 0.98}),

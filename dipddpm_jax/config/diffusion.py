@@ -143,8 +143,8 @@ class TrainConfig:
     target: Literal["eps", "x0", "v", "autoencode"] = "v"
     """What the network predicts; autoencode (system 003): its own clean input, against noise that it injects itself."""
     weighting: Literal["uniform", "min-snr"] = "uniform"
-    """How much a noise level counts in the loss. min-snr: the error of the clean picture counts min(SNR, 5), so that
-    detail, which is learned where there is little noise, counts more with target x0."""
+    """How much a noise level counts in the loss. uniform: as the mean squared error of the target has it; min-snr: the
+    squared error of the clean picture counts min(SNR, 5), whatever the target is."""
     data: Annotated[str, tyro.conf.arg(help=datasets.HELP)] = "mnist5k"
     image_size: int | None = None
     """Side in pixels that pictures are resized and cropped to; default: as they are, photo_crops 32x32."""

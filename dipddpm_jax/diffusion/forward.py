@@ -39,9 +39,9 @@ def training_pair(
 
 
 def min_snr(schedule: NoiseSchedule, target: Target, t: Int[Array, "b"], most: float = 5.0) -> Float[Array, "b"]:
-    """Weights of the squared errors of a target's output such that those of x0 count min(SNR, `most`).
+    """Weights of the squared errors of a network's output, by which the squared error of x0 counts min(SNR, `most`).
 
-    SNR: alpha_bar / (1 - alpha_bar). Hang et al. 2023, section 3.4, where 5 is the recommended limit.
+    SNR is alpha_bar / (1 - alpha_bar). Hang et al. 2023, section 3.4, where 5 is the recommended limit.
     """
     signal, noise = schedule.signal_scale(t) ** 2, schedule.noise_scale(t) ** 2
     of_x0 = jnp.minimum(signal / noise, most)

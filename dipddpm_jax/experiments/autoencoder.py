@@ -95,7 +95,7 @@ AGAIN = (RULE + ". Of eight runs it could not be told; asked once more of later 
 CLAIMS = (
     Claim("A DIP in front of the DDPM gives better pictures (29.70 v 29.36 dB)", RULE + "; also after one pass, with "
           "the DIP in front as in training", _in_front,
-          "fronts as good as the report's (loss 0.36e-4; ours 1.3e-4 to 2.6e-4), of which most help"),
+          "fronts as good as the report's (loss 0.36e-4; ours: the column of their losses), of which most help"),
     Claim("20 epochs are better than 10 (30.27 v 29.70 dB)", RULE, _better("20+20 epochs", BASE), SIZE),
     *(Claim(f"{text} gives worse pictures than the base run", rule, _better(BASE, row), SIZE, *again)
       for text, row, (rule, *again) in (

@@ -116,9 +116,10 @@ def trained_front(rate: float, batch: int, epochs: int, size: Size, seed: int) -
     def make() -> dict[str, np.ndarray]:
         state = fits.stack(states)
         params, losses = _train(_chunks(TwoConvs(), batch // size.shrink), state, size, batch // size.shrink, epochs)
-        best = np.argmin(losses[:, -1])
+        last = np.nan_to_num(losses[:, -1], nan=np.inf)  # a try that diverged is no best one, and stuck
+        best = np.argmin(last)
         leaves = {f"{i}": np.asarray(leaf[best]) for i, leaf in enumerate(jax.tree.leaves(params))}
-        return {**leaves, "losses": losses[best], "stuck": np.mean(losses[:, -1] > STUCK)}
+        return {**leaves, "losses": losses[best], "stuck": np.mean(last > STUCK)}
 
     recipe = f"{rate} {batch} {epochs} {size!r}" + (f" {seed}" if seed else "")
     name = f"report-003-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"

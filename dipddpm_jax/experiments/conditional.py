@@ -87,8 +87,7 @@ CLAIMS = (
           LONGER),
     Claim("A smaller loss does not imply a better accuracy", "the cosine run with decay has a loss that is smaller "
           "(margin a tenth) and an accuracy that is smaller (margin 0.02); two beta tables weigh noise levels "
-          "differently, "
-          "so losses say little", _lower_loss, LONGER),
+          "differently, so losses say little", _lower_loss, LONGER),
     Claim("The best checkpoint's score on the test list is the model's accuracy", "the checkpoint that a validation "
           "list chooses scores as much, within 0.02", _chosen, LONGER),
 )

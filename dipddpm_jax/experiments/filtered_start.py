@@ -170,9 +170,8 @@ NETWORK_CLAIMS = (
     Claim("500 steps with a DIP are as good as the longest chain shown without (900 of 1000 steps)",
           "not above that of 900 without, margin a tenth, as networks differ by factors; FD of pictures as the report "
           "shows them. Of eight networks the difference could not be told; this rule was written then, and counts "
-          "later ones "
-          "only (seeds 8 and up). Pure noise is a poor start there: see the constant after 900 steps", _steps,
-          LONG, (8, 16), 8),
+          "later ones only (seeds 8 and up). Pure noise is a poor start there: see the constant after 900 steps",
+          _steps, LONG, (8, 16), 8),
     Claim("20 epochs are better than 5, 10 and 15", "500 steps, k = 3: lower than each; " + SHOWN, _epochs, LONG),
 )
 INSIDE_CLAIM = Claim(
@@ -244,13 +243,13 @@ REPORT = Report(
     {"smoke": 1, "quick": 4, "full": 4},
     "A diffusion model (DDPM) draws a digit by removing noise in a thousand steps. The report claims that if the noise "
     "first passes through a deep image prior (DIP, a network fitted to one digit), two hundred or five hundred steps "
-    "are enough. Our small networks draw poor digits with any number of steps: over eight of them the Frechet distance "
-    "(FD, lower is better) of pictures as the report shows them is 50 to 53 after 100, 200, 500 or 900 steps with a "
-    "DIP, where real digits have 8. Without one it is 177 after 200 steps, 65 after 500 and 80 after 900. So a DIP "
-    "does help a chain that begins late: what it makes of noise is a smooth dark picture with little noise in it. "
+    "are enough. Our small networks draw poor digits with any number of steps: over the first eight the Frechet "
+    "distance (FD, lower is better) of pictures as the report shows them is 50 to 53 after 100, 200, 500 or 900 steps "
+    "with a DIP, where real digits have 8. Without one it is 177 after 200 steps, 65 after 500 and 80 after 900. So a "
+    "DIP does help a chain that begins late: what it makes of noise is a smooth dark picture with little noise in it. "
     "Blurred noise of the same mean and deviation helps less (92 after 200 steps). How often it is applied changes no "
-    "more than another seed does, and it saves no time but that of the steps left "
-    "out. The verdicts ask for several networks, each trained anew.",
+    "more than another seed does, and it saves no time but that of the steps left out. "
+    "The verdicts ask for several networks, each trained anew.",
     ("networks", "steps"),
     (("training pictures", "60,000 of MNIST", "4,500 of mnist5k"),
      ("training", "20 epochs: 9,380 steps of 128", f"{QUICK.steps} steps of {QUICK.batch}"),

@@ -37,17 +37,15 @@ RULES = (
     "are 95 % intervals of one effect by itself. Runs are looked at when the planned numbers are reached, and no "
     "more are made once a claim is told or has the most runs that are planned for it. Where these could not tell, a "
     "claim may be asked once more, of later seeds only, by a rule written before they were made. All claims of a "
-    "report "
-    f"and all looks together give a false verdict with a probability of {100 * ALPHA:.0f} % at most, more by a claim's "
-    "share of it for each that was asked anew (BOUND here), so that an interval may"
-    " exclude an effect and the verdict still be open. *Needed*: runs that tell a true effect of the margin from "
-    "none, or the effect as it was seen, with a probability of 80 %, at the scatter seen; not where the "
-    "runs cannot answer. *Told at*: the look at which the verdict was given, where more runs were made for other "
+    f"report and all looks together give a false verdict with a probability of {100 * ALPHA:.0f} % at most, more by a "
+    "claim's share of it for each that was asked anew (BOUND here), so that an interval may exclude an effect "
+    "and the verdict still be open. *Needed*: runs that tell a true effect of the margin from none, or "
+    "the effect as it was seen, with a probability of 80 %, at the scatter seen; not where the runs cannot answer. "
+    "*Told at*: the look at which the verdict was given, where more runs were made for other "
     "claims. Runs differ in weights and noise; what they share (one photograph in 002, the data and the DIP's digit in "
     "001) the verdict does not reach beyond. The rules were written on 2026-11-26, when the first runs of most tables "
     "had been seen, and those of claims asked anew on 2026-11-27: the 5 % are those of rules that are fixed "
-    "beforehand, "
-    "and of one report.")
+    "beforehand, and of one report.")
 
 
 def _rules(of_reports: Sequence[Sequence[Judged]]) -> str:

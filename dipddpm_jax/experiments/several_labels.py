@@ -9,8 +9,7 @@ BOTH_LISTS = (Column("test", "test list", "sound", 3), Column("new_test", "new-t
 TABLES = (
     Table("checkpoints", "The recommended model while it trains", "Each tenth of the run (averaged parameters), "
           "guidance 1, 25 steps. The checkpoint is chosen by the validation list alone; guidance 1 was taken from an "
-          "earlier model's scores on "
-          "the two test lists. Seeds: of training and "
+          "earlier model's scores on the two test lists. Seeds: of training and "
           "noise.",
           (Row(MODEL, Ask(1.0, 25)),),
           (Column("step", "chosen step", "sound", 0), Column("validation", "validation list", "sound", 3),
@@ -42,8 +41,7 @@ REPORT = Report(
     "what can be asked of it. Labels are the objects; a ResNet18 that was trained on other scenes looks for those that "
     "were asked for: of each picture as many of its highest outputs as it has labels; hits over labels. Report "
     "[004](004.md) measures accuracy only, with its own network. With iCLEVR: `python train.py iclevr --data-dir DIR "
-    "--keep-every "
-    "700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
+    "--keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
     TABLES,
     {"smoke": Size(8, 4, 32, 4, 4, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
     {"smoke": "a few steps.",
