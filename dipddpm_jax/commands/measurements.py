@@ -62,6 +62,14 @@ def load_measurements(config: DipConfig) -> Measurements:
     return measured(config, given, clean.pictures, checksums)
 
 
+def blended(
+    share: float, restored: Float[np.ndarray, "*n h w c"], y: Float[np.ndarray, "h w c"] | float,
+    known: Float[np.ndarray, "h w 1"] | None,
+) -> Float[np.ndarray, "*n h w c"]:
+    """What is restored, with a share of the measurement mixed back in where it was measured."""
+    return restored + share * (1 if known is None else known) * (y - restored) if share else restored
+
+
 def operator(config: DipConfig, size: tuple[int, int]) -> operators.Operator:
     """What the task observes of a restored picture of this size."""
     if config.task == "superres":

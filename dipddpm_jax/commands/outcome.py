@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dipddpm_jax.commands.fits import Fits, holds_out_blocks, take
-from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.commands.measurements import Measurements, blended
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
@@ -25,7 +25,8 @@ class Outcome(NamedTuple):
     other: Candidates  # the one of output and average that was not chosen
     chosen: tuple[str, ...]  # "average" or "output", what is restored
     error: Float[np.ndarray, "pictures"]
-    """Estimated mean squared error of what is restored to the clean picture, as far as it is observed: of cross-fitting
+    """Estimated mean squared error of what is restored to the clean picture, as far as it is observed (nan where a
+    share of the measurement is mixed back in, with whose noise that error correlates): of cross-fitting
     `dip.folds.cross_fit_errors`; of one fit with the rule held-out, whose pixels it has not seen: E |Af(z) - y|^2 =
     error + sigma^2 (Batson and Royer 2019, proposition 1), and so of several that hold out blocks, of which it is the
     mean error of one. With other rules a lower bound, since the fit has seen all of y and its error is correlated with
@@ -50,6 +51,10 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
         error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
                                   rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
+    if config.blend:
+        error = np.full_like(error, np.nan)
+        restored = np.stack([blended(config.blend, rows, y, None if given.known is None else given.known[i])
+                             for i, (rows, y) in enumerate(zip(restored, given.measurements))])
     return Outcome(restored, other, chosen, error,
                    np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape),
                    _stuck(fit, fits, kept["output"]).reshape(shape))

@@ -11,7 +11,7 @@ import numpy as np
 
 from dipddpm_jax import plots, records
 from dipddpm_jax.commands.dip_report import enlarged, memory_peak, psnr_and_ssim
-from dipddpm_jax.commands.measurements import Measurements, operator
+from dipddpm_jax.commands.measurements import Measurements, blended, operator
 from dipddpm_jax.commands.outcome import decibels
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig
@@ -46,6 +46,7 @@ def restore_and_write(
         for i in range(len(given.names)):
             measurement = measurement_of(given, i, config)
             found = restore_for(i)(measurement, jax.random.fold_in(jax.random.key(config.seed), i))
+            found = _with_blend(config.blend, found, given, i)
             rows.append(_write(workdir, given, i, found, measurement))
             restored.append(np.asarray(found.picture))
         write_restored(workdir, given.names, given.origins, restored)
@@ -54,6 +55,16 @@ def restore_and_write(
                   **records.provenance(config.seed, command)}
         records.write_json(report, workdir / "results.json")
     return _described(report, given, workdir)
+
+
+def _with_blend(share: float, found: Restoration, given: Measurements, i: int) -> Restoration:
+    """The restoration with a share of the measurement mixed back in, whose error is not known."""
+    if not share:
+        return found
+    known = None if given.known is None else given.known[i]
+    spread = None if found.spread is None else blended(share, np.asarray(found.spread), 0.0, known)
+    picture = blended(share, np.asarray(found.picture), given.measurements[i], known)
+    return found._replace(picture=jnp.asarray(picture), spread=spread, evidence=found.evidence._replace(error=None))
 
 
 def _write(workdir: Path, given: Measurements, i: int, found: Restoration, measurement: Measurement) -> dict[str, Any]:

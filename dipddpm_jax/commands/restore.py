@@ -45,7 +45,7 @@ def restore(
     noisy: np.ndarray, *, task: str = "denoise", mask: np.ndarray | None = None, factor: int | None = None,
     blur: float | None = None, sigma: float | None = None, network: str | None = None, stop: str = "held-out",
     num_steps: int | None = None, folds: int | None = None, seed: int = 0, progress: bool = False,
-    method: str = "dip",
+    method: str = "dip", blend: float = 0.0,
 ) -> np.ndarray:
     """Restores one picture by fitting an untrained network to it (deep image prior, Ulyanov et al. 2018), until a rule
     that sees nothing but the picture says stop: restored = f(z), z fixed noise, min |A f(z) - noisy|^2.
@@ -56,17 +56,17 @@ def restore(
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
-    picture's units, estimated if it is None: stop="discrepancy" uses it, and the total variation of
-    ten fits. `network`, `stop`, `num_steps` and `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a
-    small picture, they have. Equal seeds give equal pictures. `progress` shows a bar.
+    picture's units, estimated if it is None: stop="discrepancy" uses it, and the total variation of ten fits. `blend`,
+    0 to 1, is the share of `noisy` that is mixed back in where it is known. `network`, `stop`, `num_steps` and `folds`
+    are those of `dipddpm-jax dip`, whose defaults, ten fits for a small picture, they have. Equal seeds give equal
+    pictures. `progress` shows a bar.
 
     `method` "dip" is that. The others of `commands.restorers.RESTORERS` take none of its options but `sigma`, and show
     no bar: "photos", a pretrained model of photographs, which denoises in seconds; "cross-fit", "self-diffusion",
     "pixel-pairs", "non-local-means", "total-variation", "wavelets"; and "auto", the average of several with weights
     that the picture itself tells, by splitting its noise or hiding known pixels.
 
-    Raises UserError for what is no picture, for options that do not fit the task, and, by `method`
-    "dip", where memory would not do.
+    Raises UserError for what is no picture, for options that do not fit, and for a fit or prior beyond memory.
     """
     chosen = {name: value for name, value in (("network", network), ("num_steps", num_steps), ("folds", folds))
               if value is not None}
@@ -79,8 +79,8 @@ def restore(
     if method != "dip":
         check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})})
     config = DipConfig(
-        task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop,
-        factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, seed=seed, **chosen)
+        task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop, blend=blend, seed=seed,
+        factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, **chosen)
     check_dip(config)
     config = recommended(config, chosen, picture.shape[0] * picture.shape[1])
     if method == "dip" and sigma is not None and stop != "discrepancy" and config.variant != "tv":
@@ -97,7 +97,7 @@ def restore(
         observe = measurements.operator(config, size) if mask is None else operators.masked(mask)
         measurement = Measurement(jnp.asarray(y), observe, Gaussian(float(level)))
         found = restorer_for(method, measurement, mask)(measurement, jax.random.key(seed))
-        return units.outside(np.asarray(found.picture))
+        return units.outside(measurements.blended(blend, np.asarray(found.picture), y, known))
     given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size,
                          correlated=correlated)
     return units.outside(_fitted(config, given, progress))

@@ -1,4 +1,5 @@
 """Restoring pictures with a trained diffusion model as the prior (sample.py --restore)."""
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
-from dipddpm_jax import pretrained
+from dipddpm_jax import devices, memory, pretrained
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.commands.restoration_files import restore_and_write
+from dipddpm_jax.commands.sizes import SURELY_FITS
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.restore_by_prior import PRIOR_METHODS, RestoreOptions, chosen_method
 from dipddpm_jax.config.saved import RESTORED
@@ -84,6 +86,23 @@ def check_fit(model: Model, shape: tuple[int, int, int]) -> int:
     raise UserError(f"{said}: its network cannot take them")
 
 
+def check_chains_memory(prior: DiffusionPrior, shape: tuple[int, ...], chains: int = 1, gradient: bool = False) -> None:
+    """Raises UserError when one network call of all chains, with its gradient or not, on pictures of that shape would
+    not fit into memory."""
+    if 4 * chains * math.prod(shape) * SURELY_FITS < memory.host_memory() and jax.default_backend() == "cpu":
+        return
+    x, count = jax.ShapeDtypeStruct((chains, *shape), jnp.float32), [devices.forward_bytes]
+    if gradient:
+        count.append(devices.gradient_bytes)
+    needed = max(count_bytes(lambda x: prior.denoise(x, jnp.int32(1)).x0, x) for count_bytes in count)
+    pictures = f"{chains} pictures" if chains > 1 else "a picture"
+    try:
+        devices.check_memory(needed, f"restoring {pictures} of {shape[1]}x{shape[0]} pixels by this prior")
+    except UserError as error:
+        fewer = "lower --samples, or " if chains > 1 else ""
+        raise UserError(f"{error}; {fewer}cut the picture into parts") from None
+
+
 def restore_with_model(
     model: Model, source: str, options: RestoreOptions, config: DipConfig, out: Path | None, argv: list[str]
 ) -> str:
@@ -92,8 +111,10 @@ def restore_with_model(
     shape = (*given.size, given.measurements.shape[-1])
     prior = model.prior(multiple=check_fit(model, shape))
     name = chosen_method(options)
+    method = PRIOR_METHODS[name]
+    check_chains_memory(prior, shape, options.samples if method.samples else 1, method.gradient)
     restore = make_restorer(prior, options)
     record = {RESTORED: asdict(options), "weights": source, "method": name}
-    report = {"method": f"{name}: {PRIOR_METHODS[name].what}", "prior": source}
+    report = {"method": f"{name}: {method.what}", "prior": source}
     return restore_and_write(lambda i: restore, given, config, out, record, report,
                              shlex.join(["python", "sample.py", *argv]))

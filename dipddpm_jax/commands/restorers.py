@@ -4,10 +4,10 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from dipddpm_jax import classical
-from dipddpm_jax.commands.restore_by_prior import check_fit
+from dipddpm_jax.commands.restore_by_prior import check_chains_memory, check_fit
 from dipddpm_jax.commands.starts import load_prior
 from dipddpm_jax.dip.crossfit import cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
@@ -17,7 +17,7 @@ from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step
 from dipddpm_jax.inverse import operators, splitting
 from dipddpm_jax.inverse.anscombe import stabilised
-from dipddpm_jax.inverse.measurement import Measurement, Restore
+from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.referee import stacked
 
 PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
@@ -41,7 +41,14 @@ def photographs_prior(channels: int) -> DiffusionPrior:
 
 
 def _photos(channels: int) -> Restore:
-    return stabilised(one_step(photographs_prior(channels), turned=True))
+    prior = photographs_prior(channels)
+    restore = stabilised(one_step(prior, turned=True))
+
+    def checked(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        check_chains_memory(prior, measurement.y.shape)
+        return restore(measurement, key)
+
+    return checked
 
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels

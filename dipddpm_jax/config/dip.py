@@ -41,6 +41,9 @@ class DipConfig:
     """Cut and resize pictures to squares of this side first. That changes their noise: --crop does not."""
     crop: int | None = None
     """Cut squares of this side out of the middle of pictures first, their pixels as they are."""
+    blend: float = 0.0
+    """Share of the measurement that is mixed back into what is restored, where it was measured, from 0 to 1: some grain
+    instead of smoothness. To denoise or inpaint; the error of a mixture is not estimated."""
     network: Literal["skip", "skip-light", "skip-small", "skip-001", "conv", "decoder"] = "skip-light"
     """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-small: 16 on 3 levels; skip-001:
     system 001's 8, 16, 32; conv: three plain convolutions; decoder: the deep decoder."""
@@ -139,8 +142,10 @@ class StagedRun:
     """Go on with the staged fit in --workdir, as it was configured."""
 
 
-MEASURING = ("image", "clean", "task", "sigma", "peak", "mask", "keep", "factor", "blur", "size", "crop", "seed")
-"""Fields of DipConfig that say what is measured; the others say how a deep image prior is fitted to it."""
+MEASURING = ("image", "clean", "task", "sigma", "peak", "mask", "keep", "factor", "blur", "size", "crop", "blend",
+             "seed")
+"""Fields of DipConfig that say what is measured, and how much of it stays; the others say how a deep image prior is
+fitted to it."""
 CROSS_FITTED = 64 * 64  # most pixels, of all pictures of a run, that are cross-fitted by default: what was measured
 CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1500, "patience": 300}
 

@@ -23,7 +23,8 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
     _check_bounds({
         "--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
         "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
-        "--crop": (config.crop, 8, 2**14), "--weight": (config.weight, 0, 1e9), "--jitter": (config.jitter, 0, 9),
+        "--crop": (config.crop, 8, 2**14), "--blend": (config.blend, 0, 1),
+        "--weight": (config.weight, 0, 1e9), "--jitter": (config.jitter, 0, 9),
         "--seeds": (config.seeds, 1, 99), "--folds": (config.folds, 1, 50), "--num-steps": (config.num_steps, 1, 10**7),
         "--learning-rate": (config.learning_rate, 1e-12, 1e3), "--fall-back": (config.fall_back, 0, 1e3),
         "--window": (config.window, 2, 10**5), "--patience": (config.patience, 1, 10**7),
@@ -44,6 +45,8 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
         raise UserError("--network decoder needs --code noise")
     if config.peak is not None and config.stop == "discrepancy":
         raise UserError("--stop discrepancy compares squared errors with Gaussian noise; with --peak use another rule")
+    if config.blend and config.task not in ("denoise", "inpaint"):
+        raise UserError(f"--blend mixes measured pixels back in; --task {config.task} has none of the picture's own")
     if config.mask is not None and config.task != "inpaint":
         raise UserError("--mask is for --task inpaint")
 

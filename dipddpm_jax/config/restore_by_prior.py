@@ -10,13 +10,14 @@ from dipddpm_jax.errors import UserError, closest
 
 
 class RestoringMethod(NamedTuple):
-    """A row of the table of methods: what it is, whether it can only denoise, and whether it draws several samples, in
-    chains of so many calls as are asked for."""
+    """A row of the table of methods: what it is, whether it can only denoise, whether it draws several samples, in
+    chains of so many calls as are asked for, and whether it needs the network's gradient beside its value."""
 
     what: str
     denoises_only: bool = False
     samples: bool = True
     calls: bool = True
+    gradient: bool = False
 
 
 AUTO = "auto"
@@ -27,16 +28,18 @@ PRIOR_METHODS = {
     "truncated": RestoringMethod("reverse steps from the noise of the picture on", True),
     "ddnm": RestoringMethod("DDNM+, Wang et al. 2022"),
     "diffpir": RestoringMethod("DiffPIR, Zhu et al. 2023"),
-    "dps": RestoringMethod("DPS, Chung et al. 2023"),
-    "pigdm": RestoringMethod("PiGDM, Song et al. 2023"),
-    "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells"),
-    "decoupled": RestoringMethod("decoupled steps, as DAPS, with that variance"),
-    "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024"),
-    "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False),
+    "dps": RestoringMethod("DPS, Chung et al. 2023", gradient=True),
+    "pigdm": RestoringMethod("PiGDM, Song et al. 2023", gradient=True),
+    "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells", gradient=True),
+    "decoupled": RestoringMethod("decoupled steps, as DAPS, with that variance", gradient=True),
+    "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024",
+                               gradient=True),
+    "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False,
+                                     gradient=True),
     "educated-start": RestoringMethod("a deep image prior that begins as the trained network, as EDIP",
-                                      samples=False, calls=False),
+                                      samples=False, calls=False, gradient=True),
     "self-diffusion": RestoringMethod("self-diffusion whose network begins as the trained one, after Luo and Huang "
-                                      "2025", samples=False, calls=False),
+                                      "2025", samples=False, calls=False, gradient=True),
 }
 NEEDS = {"inpaint": "mask", "superres": "factor", "deblur": "blur"}
 
@@ -57,6 +60,8 @@ class RestoreOptions:
     """How many times larger superres makes each side."""
     blur: float | None = None
     """Standard deviation of the blur that deblur undoes, in pixels."""
+    blend: float = 0.0
+    """Share of the measured picture that is mixed back into what is restored, from 0 to 1; to denoise or inpaint."""
     method: str = AUTO
     """auto (truncated to denoise, by --prior photos one-step-turned; else matched), one-step, one-step-turned,
     truncated, ddnm, diffpir, dps, pigdm, matched, decoupled, adapted, learned-start, educated-start or self-diffusion:
@@ -97,7 +102,7 @@ def checked_restoring(options: RestoreOptions, seed: int) -> DipConfig:
         if not does and getattr(options, name) != getattr(RestoreOptions, name):
             raise UserError(f"--{name} does nothing with --method {options.method}; leave it out")
     config = DipConfig(image=options.restore, task=options.task, sigma=options.sigma, mask=options.mask,
-                       seed=seed,
+                       blend=options.blend, seed=seed,
                        factor=4 if options.factor is None else options.factor,
                        blur=1.6 if options.blur is None else options.blur)
     check_dip(config)

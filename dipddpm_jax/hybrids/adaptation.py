@@ -15,14 +15,12 @@ from dipddpm_jax.dip.folds import fold_masks
 from dipddpm_jax.hybrids.pigdm import guided_step, matched_variance
 from dipddpm_jax.hybrids.prior import (
     DiffusionPrior,
-    Grid,
     Learned,
     Step,
     Task,
     Transition,
     grid_from,
     restorer,
-    transitions,
 )
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Gaussian
@@ -48,7 +46,7 @@ def adapted(
     denoise = jax.tree_util.Partial(lambda params, x, t: learned.denoiser(params)(x, t), learned.params)
     grid = grid_from(prior, spacings.start_time(prior.schedule), calls)
 
-    def method(task: Task, grid: Grid) -> Images:
+    def method(task: Task, rows: Transition) -> Images:
         start = learned._replace(params=task.denoise.args[0])
         keys = jax.random.split(jax.random.fold_in(task.keys[0], SCOUTS), scouts if updates else 0)
         held = held_out_part(task, jax.random.fold_in(task.keys[0], SCOUTS), folds)
@@ -61,8 +59,8 @@ def adapted(
                 params = _fitted(start, params, x[samples:], c, task, held, updates, rate)
             return (params, step(both._replace(denoise=learned.denoiser(params)), x, c)), None
 
-        begun = start.params, both.normal(jnp.int32(grid[0]))
-        return jax.lax.scan(transition, begun, transitions(prior.schedule, grid))[0][1][:samples]
+        begun = start.params, both.normal(rows.t[0])
+        return jax.lax.scan(transition, begun, rows)[0][1][:samples]
 
     inner = restorer(prior._replace(denoise=denoise), method, lambda sigma: grid, samples)
 

@@ -16,12 +16,12 @@ from dipddpm_jax.hybrids.prior import (
     DiffusionPrior,
     Step,
     Task,
-    Transition,
     as_argument,
     grid_from,
     restoration_of,
     time_of_noise,
     transitions,
+    unguided,
 )
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import gaussian_sigma
@@ -56,11 +56,6 @@ def _error(estimate: Restoration) -> float:
     if estimate.evidence.error is None:
         raise UserError("this estimate does not say how large its error is: give the time to begin at")
     return max(float(estimate.evidence.error), 1e-12)
-
-
-def unguided(task: Task, x: Images, c: Transition) -> Images:
-    """An ancestral step (posterior variance), which takes no notice of the measurement."""
-    return c.posterior_step(task.denoise(x, c.t).x0, x, task.normal(c.s))
 
 
 def estimate_start(

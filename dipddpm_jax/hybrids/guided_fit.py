@@ -12,13 +12,11 @@ from jaxtyping import Array, Key
 from dipddpm_jax.dip.codes import noise_code
 from dipddpm_jax.hybrids.prior import (
     DiffusionPrior,
-    Grid,
     Task,
     Transition,
     grid_from,
     restorer,
     time_of_noise,
-    transitions,
 )
 from dipddpm_jax.inverse.measurement import Restoration, Restore
 from dipddpm_jax.networks.layers import initial_variables
@@ -37,7 +35,7 @@ def guided_fit(
     optimizer = optax.adam(learning_rate)
     grid = grid_from(prior, time_of_noise(prior, first), levels)
 
-    def method(task: Task, grid: Grid) -> Images:
+    def method(task: Task, rows: Transition) -> Images:
         code_key, init_key = jax.random.split(task.keys[0])
         code = noise_code(code_key, *task.shape[:2])[None]
         variables = initial_variables(network, init_key, code)
@@ -63,7 +61,7 @@ def guided_fit(
             return jax.lax.scan(update, carry, length=fit_steps)[0], None
 
         params = variables["params"]
-        (params, _), _ = jax.lax.scan(level, (params, optimizer.init(params)), transitions(prior.schedule, grid))
+        (params, _), _ = jax.lax.scan(level, (params, optimizer.init(params)), rows)
         return task.pixels.to_network(picture(params))
 
     inner = restorer(prior, method, lambda sigma: grid, 1)

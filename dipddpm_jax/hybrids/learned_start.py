@@ -20,8 +20,8 @@ from dipddpm_jax.hybrids.prior import (
     DiffusionPrior,
     Grid,
     Task,
-    Transition,
     as_argument,
+    deterministic,
     restoration_of,
     transitions,
 )
@@ -97,11 +97,7 @@ def learned_start(
 def generator(prior: DiffusionPrior, task: Task, grid: Grid) -> Callable[[Images], Images]:
     """R(z): deterministic steps of DDIM from noise; its gradient keeps what stands between steps, and computes the rest
     again."""
-    @jax.checkpoint
-    def step(x: Images, c: Transition) -> tuple[Images, None]:
-        found = task.denoise(x, c.t)
-        return c.a_s * found.x0 + c.noise_s * found.eps, None
-
+    step = jax.checkpoint(lambda x, c: (deterministic(task, x, c), None))
     return lambda z: jax.lax.scan(step, z, transitions(prior.schedule, grid))[0]
 
 

@@ -1,8 +1,8 @@
 """What all restorers by a diffusion model share: the trained prior and its units, and how chains become a restoration.
 
-A method is a function (task, grid) -> pictures, one chain a key of the task; `restorer` compiles it once for an
-operator and makes it a `Restore`. Those that begin with noise are given by their step from one time to an earlier one,
-for `reverse`. Chains run in the network's units, measurements are pixels in [0, 1].
+A method is a function (task, rows of transitions) -> pictures, one chain a key of the task; `restorer` compiles it
+once for an operator and makes it a `Restore`. Those that begin with noise are given by their step from one time to an
+earlier one, for `reverse`. Chains run in the network's units, measurements are pixels in [0, 1].
 """
 from collections.abc import Callable
 from functools import partial
@@ -99,8 +99,8 @@ class Task(NamedTuple):
 
 
 Grid = tuple[int, ...]  # decreasing times, to 0
-Method = Callable[[Task, Grid], Images]  # pictures in the network's units, one a chain
-Step = Callable[["Task", Images, "Transition"], Images]  # x_t -> x_s
+Method = Callable[[Task, "Transition"], Images]  # pictures in the network's units, one a chain, by the rows of a grid
+Step = Callable[[Task, Images, "Transition"], Images]  # x_t -> x_s
 
 
 def as_argument(denoise: Denoise) -> jax.tree_util.Partial:
@@ -117,15 +117,17 @@ def restorer(
     """
     denoise = as_argument(prior.denoise)
 
-    @partial(jax.jit, static_argnames=("operator", "grid"))
-    def run(denoise, y, sigma, keys, operator: Operator, grid: Grid):
-        return prior.pixels.to_pixels(method(Task(denoise, y, sigma, keys, operator, prior.pixels), grid))
+    @partial(jax.jit, static_argnames="operator")
+    def run(denoise, y, sigma, keys, rows, operator: Operator):
+        return prior.pixels.to_pixels(method(Task(denoise, y, sigma, keys, operator, prior.pixels), rows))
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         sigma = float(gaussian_sigma(measurement.noise))
         grid = grid_for(sigma)
         keys = jax.random.split(key, samples)
-        pictures = run(denoise, measurement.y, sigma, keys, measurement.operator, grid)
+        # The times are data, not part of the program: another level of noise compiles nothing.
+        rows = transitions(prior.schedule, grid)
+        pictures = run(denoise, measurement.y, sigma, keys, rows, measurement.operator)
         return restoration_of(pictures, Cost(calls=calls_a_step * (len(grid) - 1) * samples))
 
     return restore
@@ -186,12 +188,22 @@ def transitions(schedule: NoiseSchedule, grid: Grid) -> Transition:
     return Transition(jnp.asarray(t), jnp.asarray(s), *(jnp.asarray(row, jnp.result_type(float)) for row in rows))
 
 
+def unguided(task: Task, x: Images, c: Transition) -> Images:
+    """An ancestral step (posterior variance), which takes no notice of the measurement."""
+    return c.posterior_step(task.denoise(x, c.t).x0, x, task.normal(c.s))
+
+
+def deterministic(task: Task, x: Images, c: Transition) -> Images:
+    """A step of DDIM (Song et al. 2021, eq. 12, eta = 0), which takes no notice of the measurement."""
+    found = task.denoise(x, c.t)
+    return c.a_s * found.x0 + c.noise_s * found.eps
+
+
 def reverse(prior: DiffusionPrior, step: Step, calls: int, samples: int, calls_a_step: int = 1) -> Restore:
     """Chains of `calls` steps from noise at the schedule's end; the restorer of a method that is given by its step."""
     grid = grid_from(prior, spacings.start_time(prior.schedule), calls)
 
-    def method(task: Task, grid: Grid) -> Images:
-        rows = transitions(prior.schedule, grid)
-        return jax.lax.scan(lambda x, c: (step(task, x, c), None), task.normal(jnp.int32(grid[0])), rows)[0]
+    def method(task: Task, rows: Transition) -> Images:
+        return jax.lax.scan(lambda x, c: (step(task, x, c), None), task.normal(rows.t[0]), rows)[0]
 
     return restorer(prior, method, lambda sigma: grid, samples, calls_a_step)

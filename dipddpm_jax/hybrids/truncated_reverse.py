@@ -4,7 +4,6 @@ A picture with Gaussian noise sigma is a sample of the forward process: y = x + 
 s_t / a_t = sigma (in the data's units). So ancestral steps from there sample the posterior, deterministic ones follow
 its probability flow, and one call is the posterior mean. Whatever unites a DIP and a diffusion must beat this.
 """
-from functools import partial
 from typing import Literal
 
 import jax
@@ -12,9 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from dipddpm_jax.diffusion import samplers
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids.prior import DiffusionPrior, Grid, Task, as_argument, grid_from, restorer, time_of_noise
+from dipddpm_jax.hybrids.prior import (
+    DiffusionPrior,
+    Task,
+    Transition,
+    as_argument,
+    deterministic,
+    grid_from,
+    restorer,
+    time_of_noise,
+    unguided,
+)
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import gaussian_sigma
 from dipddpm_jax.inverse.operators import Operator, identity
@@ -55,19 +63,14 @@ def one_step(prior: DiffusionPrior, turned: bool = False) -> Restore:
 def truncated_reverse(prior: DiffusionPrior, calls: int = 50, samples: int = 1, way: Way = "ancestral") -> Restore:
     """Reverse steps from the time of the noise: "ancestral" ones (Ho et al. 2020, algorithm 2, with the posterior's
     variance) give samples, those of "ddim" (Song et al. 2021, eta = 0) one picture. Raises UserError as `one_step`."""
-    walk = {"ancestral": partial(samplers.ancestral, variance="posterior"), "ddim": samplers.ddim}[way]
+    step = {"ancestral": unguided, "ddim": deterministic}[way]
 
-    def method(task: Task, grid: Grid) -> Images:
-        return walk(task.denoise, prior.schedule, _begin(prior, task, grid), np.asarray(grid), task.normal).x
+    def method(task: Task, rows: Transition) -> Images:
+        _check_denoises(task.operator)
+        x = rows.a[0] * jnp.broadcast_to(task.pixels.to_network(task.y[None]), (len(task.keys), *task.shape))
+        return jax.lax.scan(lambda x, c: (step(task, x, c), None), x, rows)[0]
 
     return restorer(prior, method, lambda sigma: grid_from(prior, time_of_noise(prior, sigma), calls), samples)
-
-
-def _begin(prior: DiffusionPrior, task: Task, grid: Grid) -> Images:
-    """a_t y in the network's units, once a chain."""
-    _check_denoises(task.operator)
-    x = float(np.sqrt(prior.schedule.alpha_bars[grid[0]])) * task.pixels.to_network(task.y[None])
-    return jnp.broadcast_to(x, (len(task.keys), *task.shape))
 
 
 def _check_denoises(operator: Operator) -> None:

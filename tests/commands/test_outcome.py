@@ -50,6 +50,14 @@ def test_the_estimated_error_is_the_true_one():
     assert abs(np.mean(errors) - 0.01) < 0.001
 
 
+def test_a_share_of_the_measurement_is_mixed_back_in_and_its_error_is_not_guessed():
+    config, given, result = ended(CLEAN, CLEAN, DipConfig(network="conv", num_steps=10, blend=0.25))
+    np.testing.assert_allclose(result.restored[0, 0], 0.75 * CLEAN + 0.25 * given.measurements[0], atol=1e-6)
+    np.testing.assert_allclose(result.other[0, 0], CLEAN, atol=1e-6)
+    assert np.isnan(result.error[0]) and outcome.decibels(result.error[0]) is None
+    assert not any("no better" in line for line in outcome.warnings(config, given, result, ""))
+
+
 @pytest.mark.parametrize("off, better", [(0.05, True), (0.2, False)])
 def test_a_picture_that_is_no_better_than_the_measurement_is_said_to_be(off, better):
     config, given, result = ended(CLEAN + off, CLEAN + off, stopped=True)

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.restoration import denoise_nl_means
 
+from dipddpm_jax import memory
 from dipddpm_jax.commands import restore as module
 from dipddpm_jax.commands import restorers
 from dipddpm_jax.commands.restore import restore
@@ -111,6 +112,26 @@ def test_another_method_restores_in_the_pictures_units():
     found = restore(noisy, method="non-local-means", sigma=60.0)
     assert found.dtype == np.uint16
     np.testing.assert_allclose(found, np.clip(expected, 0, 1) * span + low, atol=1)
+
+
+def test_a_share_of_the_picture_is_mixed_back_in_where_it_is_known():
+    noisy = (scene() + 0.1 * np.random.default_rng(0).normal(size=(32, 32))).astype(np.float32)
+    alone, mixed = (restore(noisy, method="total-variation", blend=blend) for blend in (0.0, 0.25))
+    np.testing.assert_allclose(mixed, 0.75 * alone + 0.25 * noisy, atol=1e-5)
+    mask = np.random.default_rng(1).random((32, 32)) < 0.7
+    options = {"task": "inpaint", "mask": mask, "num_steps": 5, "network": "conv", "stop": "never"}
+    alone, mixed = (restore(noisy, blend=blend, **options) for blend in (0.0, 0.5))
+    np.testing.assert_allclose(mixed[~mask], alone[~mask], atol=1e-5)
+    np.testing.assert_allclose(mixed[mask], (alone + noisy)[mask] / 2, atol=1e-5)
+    for task, blend, words in (("superres", 0.5, "--task superres has none"), ("denoise", 1.5, "between 0 and 1")):
+        with pytest.raises(UserError, match=words):
+            restore(noisy, task=task, factor=2 if task == "superres" else None, blend=blend)
+
+
+def test_a_photograph_that_no_memory_holds_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: 1e6)
+    with pytest.raises(UserError, match="restoring a picture of 64x64 pixels by this prior would need about .* MB"):
+        restore(np.random.default_rng(0).random((64, 64, 3)), method="photos")
 
 
 @pytest.mark.parametrize("grey", [False, True])

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image as Pillow
 
+from dipddpm_jax import memory
 from dipddpm_jax.commands import cli, restore_by_prior, sample
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.config import saved
@@ -98,6 +99,29 @@ def test_methods_that_learn_from_the_picture_restore_it(noisy, run, method, word
     assert report["method"].startswith(method) and report["pictures"][0]["steps"] > 0
     found = np.asarray(Pillow.open("out/restored.png")).astype(float)
     assert 5 < found.std() < 0.8 * noisy.std() and abs(found.mean() - noisy.mean()) < 15
+
+
+def test_a_share_of_the_measurement_is_mixed_back_in(noisy, run):
+    for blend in ("0", "0.5"):
+        cli.sample_main([run, "--restore", "noisy.png", "--sigma", "40", "--method", "truncated", "--blend", blend,
+                         "--calls", "3", "--samples", "4", "--out", f"out{blend}"])
+    alone, mixed = (np.asarray(Pillow.open(f"out{blend}/restored.png"), float) for blend in ("0", "0.5"))
+    np.testing.assert_allclose(mixed, (alone + noisy) / 2, atol=1.01)
+    spread, less = (json.loads(open(f"out{blend}/results.json").read())["pictures"][0]["uncertainty"]["mean"]
+                    for blend in ("0", "0.5"))
+    assert abs(less / spread - 0.5) < 1e-5
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--method", "one-step"], "restoring a picture of 12x12 pixels by this prior would need about"),
+    (["--method", "matched", "--samples", "3"], "restoring 3 pictures of 12x12 pixels"),
+])
+def test_what_would_not_fit_into_memory_is_refused(noisy, run, capsys, monkeypatch, words, said):
+    monkeypatch.setattr(memory, "host_memory", lambda: 600)
+    with pytest.raises(SystemExit, match="2"):
+        cli.sample_main([run, "--restore", "noisy.png", "--sigma", "40", "--out", "out", *words])
+    error = capsys.readouterr().err
+    assert said in error and "there are 600 bytes here; " in error and ("--samples" in error) == ("3" in words), error
 
 
 @pytest.mark.parametrize("words, said", [

@@ -45,6 +45,35 @@ def test_the_bytes_of_a_gradient_are_those_of_its_residuals():
     assert devices.tree_bytes({"a": x, "key": jax.random.key(0), "n": None}) == 4e6
 
 
+def test_the_bytes_of_a_call_are_those_that_live_at_one_time():
+    """Of a sine taken n times: the argument, what is read and what is made. A value that is read last lives to then."""
+    def repeated(x, n):
+        first = y = jnp.sin(x)
+        for _ in range(n):
+            y = jnp.sin(y)
+        return y, first
+
+    x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    assert devices.forward_bytes(lambda x: repeated(x, 2)[0], x) == devices.forward_bytes(
+        lambda x: repeated(x, 9)[0], x) == 3 * 4e6
+    assert devices.forward_bytes(lambda x: sum(repeated(x, 9)), x) == 4 * 4e6
+
+
+def test_a_call_needs_about_what_xla_allocates():
+    """Within a factor of two, of four convolutions whose widths differ."""
+    def apply(kernels, x):
+        for kernel in kernels:
+            x = jnp.tanh(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME",
+                                                      dimension_numbers=("NHWC", "HWIO", "NHWC")))
+        return x
+
+    kernels = [jax.ShapeDtypeStruct((3, 3, *widths), jnp.float32) for widths in ((8, 64), (64, 64), (64, 8), (8, 8))]
+    x = jax.ShapeDtypeStruct((8, 32, 32, 8), jnp.float32)
+    found = jax.jit(apply).lower(kernels, x).compile().memory_analysis()
+    allocated = found.temp_size_in_bytes + found.argument_size_in_bytes
+    assert allocated / 2 < devices.forward_bytes(apply, kernels, x) < 2 * allocated
+
+
 def test_a_training_step_needs_about_what_xla_allocates():
     """Within a factor of two of the temporary memory of the compiled gradient of a network of four convolutions."""
     def loss(kernels, x):

@@ -81,6 +81,21 @@ def test_ancestral_steps_from_the_noise_of_the_picture_sample_its_posterior():
     check(truncated_reverse.truncated_reverse(PRIOR, 100, CHAINS), measured(operators.identity))
 
 
+@pytest.mark.parametrize("way", ["ancestral", "ddim"])
+def test_a_reverse_from_another_noise_level_compiles_nothing(way):
+    traced = []
+
+    def denoise(x, t):
+        traced.append(t)
+        return PRIOR.denoise(x, t)
+
+    restore = truncated_reverse.truncated_reverse(PRIOR._replace(denoise=denoise), 10, 2, way)
+    y = measured(operators.identity).y
+    found = [restore(Measurement(y, operators.identity, noises.Gaussian(SIGMA * times)), jax.random.key(0)).picture
+             for times in (1, 2)]
+    assert len(traced) == 1 and np.abs(found[0] - found[1]).max() > 0.01
+
+
 def test_the_deterministic_way_keeps_to_the_probability_flow():
     """For N(m, v^2) it shrinks what is measured by v / sqrt(v^2 + sigma^2), the square root of the mean's factor."""
     measurement = measured(operators.identity)
