@@ -268,7 +268,8 @@ FITS = {
 def dip_start(fit: Fit, how: dip.Dip, seed: int) -> tuple[dip.DipProblem, dip.DipState]:
     rng = np.random.default_rng(seed)
     problem = dip.DipProblem(jnp.asarray(rng.uniform(size=(fit.side, fit.side, fit.depth)) / 10, jnp.float32),
-                             jnp.asarray(rng.uniform(size=(fit.side, fit.side, fit.channels)), jnp.float32))
+                             jnp.asarray(rng.uniform(size=(fit.side, fit.side, fit.channels)), jnp.float32),
+                             sigma=jnp.float32(0.1))
     return problem, how.init(problem, jax.random.key(seed))
 
 
@@ -364,12 +365,13 @@ Image.fromarray(np.uint8(x[0, 0].clamp(-1, 1) * 127.5 + 127.5)).save({picture!r}
 """
 
 
-def command(words: list[str], cache: Path, fresh: bool) -> Run:
-    """Another process, with a compilation cache of its own that is emptied before every run if `fresh`."""
+def command(words: list[str], cache: Path, fresh: bool, out: Path | None = None) -> Run:
+    """Another process, with a compilation cache of its own that is emptied before every run if `fresh`; so is `out`,
+    which it writes to."""
 
     def run():
-        if fresh:
-            shutil.rmtree(cache, ignore_errors=True)
+        for folder in [cache] * fresh + [out] * (out is not None):
+            shutil.rmtree(folder, ignore_errors=True)
         environment = os.environ | {"XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": os.environ.get(
             "CUDA_VISIBLE_DEVICES", "0")}
         subprocess.run(words, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
@@ -379,14 +381,14 @@ def command(words: list[str], cache: Path, fresh: bool) -> Run:
 
 def first_sample_cases(how: How) -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as folder:
-        weights, cache = str(Path(folder, "weights.pt")), Path(folder, "cache")
+        weights, cache, out = str(Path(folder, "weights.pt")), Path(folder, "cache"), Path(folder, "out")
         torch.save(system001.UNet().state_dict(), weights)
         ours = [sys.executable, "sample.py", "--torch-weights", weights, "--preset", "small-unet", "--count", "1",
-                "--sampler", "ancestral", "--out", str(Path(folder, "out"))]
+                "--sampler", "ancestral", "--out", str(out)]
         theirs = FIRST_SAMPLE.format(weights=weights, picture=str(Path(folder, "sample.png")))
         yield Case("first sample, SmallUNet, 1000 steps: a new process, from its start to the picture", 1, {
-            "JAX, cold cache": lambda: command(ours, cache / "cold", True),
-            "JAX, warm cache": lambda: command(ours, cache / "warm", False),
+            "JAX, cold cache": lambda: command(ours, cache / "cold", True, out),
+            "JAX, warm cache": lambda: command(ours, cache / "warm", False, out),
             "PyTorch eager, new process": lambda: command([sys.executable, "-c", theirs], cache, False)})
 
 

@@ -176,7 +176,7 @@ INTRO = """# Pretrained models that come with the package
     python sample.py --prior digits --labels 3 7          draws from one; no training, no download
     python train.py --from digits --data mine.npz         goes on with its weights on other pictures
     python sample.py --prior digits-fast --labels 3 7     draws in two network calls (results/few_steps.md)
-    python train.py few-step --from digits                how digits-fast was made; of your own runs, too
+    python train.py few-step --from digits                a model that draws in two calls, as digits-fast; also of a run
     python sample.py --prior scenes --labels "red cube,blue sphere"     draws a scene of these objects
     python sample.py --prior photos --restore a.jpg       restores a photograph in colour, of any size
     python sample.py --prior photos-grey --restore b.png  the same in grey

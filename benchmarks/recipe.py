@@ -143,7 +143,7 @@ def page(lines: list[dict[str, Any]]) -> str:
             "The recipe of the default run until 2026-11-27, or the same with Muon, with one thing changed at a time, "
             "each trained for as long as that recipe takes for the steps in the title. Cost: of a step, in steps of "
             "that recipe, by processor time on one core, "
-            "which scatters by a tenth between rows that cost the same (those that differ in the rate alone). "
+            "which scatters by a fifth between rows that cost the same (those that differ in the rate alone). "
             f"FD in the features of the judge `digits` and label accuracy of {COUNT} digits drawn by label "
             f"({BASE.sampler.num_steps} steps of dpmpp_2m, guidance 1); mean ± standard deviation over training seeds. "
             "Less FD: the change's gain on the seeds that both have.", ""]
@@ -163,7 +163,8 @@ def page(lines: list[dict[str, Any]]) -> str:
         text += [""]
     where = sorted({f"{line['machine']}, {line['date']}" for line in lines})
     return "\n".join([*text, f"Real digits in the samples' place have FD {lines[0]['floor']:.2f}. Measured on "
-                      f"{'; '.join(where)} by `python benchmarks/recipe.py`, which rebuilds this page.", ""])
+                      f"{'; '.join(where)} by `python benchmarks/recipe.py --length STEPS`, which rebuilds this page.",
+                      ""])
 
 
 def main() -> None:

@@ -26,12 +26,33 @@ def looked_up(dotted: str):
     return value
 
 
-@pytest.mark.parametrize("page", [MATH, REPO / "docs" / "adding.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [MATH, *(REPO / "docs" / f"{name}.md" for name in ("adding", "parity"))],
+                         ids=lambda path: path.name)
 def test_every_name_in_the_documents_exists(page):
     names = re.findall(r"`((?:" + "|".join(ROOMS) + r")(?:\.(?!json|py)\w+)+)`", page.read_text())
     assert len(set(names)) > 10
     for name in set(names):
         assert looked_up(name) is not None, name
+
+
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPO)))
+def test_links_and_pictures_of_a_page_are_there(page):
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPO)))
+def test_rows_of_a_table_have_the_cells_of_its_head(page):
+    """A bar inside a cell would end it, in a formula too."""
+    cells = 0
+    for line in re.sub(r"```.*?```", "", page.read_text(), flags=re.S).splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert found == cells or not cells or not found, line
+        cells = found
 
 
 def doors() -> list[str]:

@@ -70,7 +70,8 @@ class SampleCommand:
     preset: str | None = None
     """The preset whose network --torch-weights fits."""
     prior: str | None = None
-    """A pretrained model that comes with the package, instead of a run: digits."""
+    """A pretrained model that comes with the package, instead of a run: digits, digits-fast, photos,
+    photos-grey or scenes."""
     restoring: Annotated[RestoreOptions, tyro.conf.arg(name="")] = RestoreOptions()
 
 

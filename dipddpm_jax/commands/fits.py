@@ -75,7 +75,8 @@ def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
         dip.backtracking(adam, config.fall_back) if config.fall_back else adam,
         measurements.operator(config, size), make_rule(config), study.oracle if config.stop == "oracle" else None,
         variant.code_rule(adam, config.jitter),
-        misfit=noises.poisson_misfit(config.peak) if config.peak else noises.squared_error,
+        # Without the peak, a factor, it is of the scale of a squared error, which penalties are weighed against.
+        misfit=noises.poisson_misfit(1.0) if config.peak else noises.squared_error,
         penalty=variant.penalty(variant.weight if config.weight is None else config.weight), size=size)
 
 
@@ -111,6 +112,10 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
         code_key, held_key = jax.random.split(_key(config, i, seed, place, 1))
         known = None if given.known is None else given.known[i][inner]
         seen = np.ones((*y.shape[:2], 1), np.float32) if known is None else known
+        if not seen.any():
+            where = "" if len(boxes) == 1 else f" in the tile of {width}x{height} at column {left}, row {top}"
+            raise UserError(f"{given.names[i]}: nothing is known{where}" + (
+                "" if len(boxes) == 1 else "; a larger --tile would see more"))
         held = None
         if config.stop == "held-out":
             hidden, held = held_out_parts(config, held_key, seen, fold, holds_out_blocks(config, given))

@@ -129,7 +129,8 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
         given = given * known
     return Measurements(source.names, given, clean, known, sigma.astype(np.float32), size, False, source.whites,
                         source.origins, checksums,
-                        source.notes + _noise_note(config, source) + _correlation_note(source.names, shared),
+                        source.notes + _noise_note(config, source) + _correlation_note(source.names, shared)
+                        + _range_note(config, source),
                         any(shared))
 
 
@@ -140,6 +141,14 @@ def _noise_note(config: DipConfig, source: Source) -> tuple[str, ...]:
         return ()
     return (f"--size {config.size} resizes the noise too: estimated standard deviation {255 * before:.1f} before, "
             f"{255 * after:.1f} after (of 255); --crop {config.size} cuts instead, and leaves it as it is",)
+
+
+def _range_note(config: DipConfig, source: Source) -> tuple[str, ...]:
+    """That what is sharper than its measurement cannot be brighter, in files whose range is that of their numbers."""
+    if config.task not in ("deblur", "superres") or not any(source.origins):
+        return ()
+    return ("nothing that is restored lies above the highest or below the lowest number of its file: a star whose peak "
+            "was blurred away does not get it back",)
 
 
 def _correlation_note(names: tuple[str, ...], shared: list[bool]) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
 """The files of restorations by a restorer: one that is no resumable fit, but a function (measurement, key)."""
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -25,11 +26,21 @@ from dipddpm_jax.inverse.noises import Gaussian, Poisson
 
 
 def measurement_of(given: Measurements, i: int, config: DipConfig) -> Measurement:
-    """The i-th measurement as restorers take it."""
-    known = None if given.known is None else jnp.asarray(given.known[i])
+    """The i-th measurement as restorers take it; equal operators are one, for which restorers are compiled once."""
     noise = Poisson(config.peak) if config.peak else Gaussian(float(given.sigma[i]))
-    observe = operator(config, given.size) if known is None else operators.masked(known)
+    if given.known is None:
+        observe = _operator(config, given.size)
+    else:
+        observe = _mask(given.known[i].astype(np.float32).tobytes(), given.known[i].shape)
     return Measurement(jnp.asarray(given.measurements[i]), observe, noise)
+
+
+_operator = functools.lru_cache(1)(operator)
+
+
+@functools.lru_cache(1)
+def _mask(known: bytes, shape: tuple[int, ...]) -> operators.Operator:
+    return operators.masked(jnp.asarray(np.frombuffer(known, np.float32).reshape(shape)))
 
 
 def restore_and_write(
@@ -37,24 +48,35 @@ def restore_and_write(
     record: dict[str, Any], report: dict[str, Any], command: str,
 ) -> str:
     """Restores the pictures by `restore_for(i)` and writes them with config.json (`record`) and results.json
-    (`report` and what was measured); returns what to tell the user. Raises UserError."""
+    (`report` and what was measured); returns what to tell the user. Raises UserError; if that is for a later picture,
+    the files of those before it are there, and results.json says which one it was."""
     began = time.monotonic()
     with claimed_workdir("restored", out) as workdir, writing(workdir):
         text = json.dumps(records.json_ready({**record, "read": given.checksums}), indent=2)
-        write_text(workdir / "config.json", text + "\n")
         rows, restored = [], []
-        for i in range(len(given.names)):
+
+        def write_report(*notes: str) -> dict[str, Any]:
+            whole = {**report, "pictures": rows, "notes": [*given.notes, *notes],
+                     "seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": memory_peak(),
+                     **records.provenance(config.seed, command)}
+            records.write_json(whole, workdir / "results.json")
+            return whole
+
+        for i, name in enumerate(given.names):
             measurement = measurement_of(given, i, config)
-            found = restore_for(i)(measurement, jax.random.fold_in(jax.random.key(config.seed), i))
-            found = _with_blend(config.blend, found, given, i)
-            rows.append(_write(workdir, given, i, found, measurement))
+            try:
+                found = restore_for(i)(measurement, jax.random.fold_in(jax.random.key(config.seed), i))
+                found = _with_blend(config.blend, found, given, i)
+                if not i:  # what cannot be restored leaves nothing behind
+                    write_text(workdir / "config.json", text + "\n")
+                rows.append(_write(workdir, given, i, found, measurement))
+            except UserError as error:
+                if rows:
+                    write_report(f"ended at {name}: {error}")
+                raise
             restored.append(np.asarray(found.picture))
         write_restored(workdir, given.names, given.origins, restored)
-        report = {**report, "pictures": rows, "notes": list(given.notes),
-                  "seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": memory_peak(),
-                  **records.provenance(config.seed, command)}
-        records.write_json(report, workdir / "results.json")
-    return _described(report, given, workdir)
+        return _described(write_report(), given, workdir)
 
 
 def _with_blend(share: float, found: Restoration, given: Measurements, i: int) -> Restoration:

@@ -51,8 +51,8 @@ def restore(
     that sees nothing but the picture says stop: restored = f(z), z fixed noise, min |A f(z) - noisy|^2.
 
     `noisy` is grey (h, w) or has channels last (h, w, c), of any integer or float type; bytes go from 0 to 255, all
-    others from the lowest to the highest number of the picture. What comes back has its type, units and shape (for
-    `task="superres"`, sides `factor` times as long).
+    others from the lowest to the highest number of the picture, beyond which nothing can come out. What comes back has
+    its type, units and shape (for `task="superres"`, sides `factor` times as long).
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
@@ -66,7 +66,7 @@ def restore(
     "pixel-pairs", "non-local-means", "total-variation", "wavelets"; and "auto", the average of several with weights
     that the picture itself tells, by splitting its noise or hiding known pixels.
 
-    Raises UserError for what is no picture, for options that do not fit, and for a fit or prior beyond memory.
+    Raises UserError for what is no picture, for options that do not fit, and for fits or a prior beyond memory.
     """
     chosen = {name: value for name, value in (("network", network), ("num_steps", num_steps), ("folds", folds))
               if value is not None}
@@ -77,7 +77,7 @@ def restore(
     if stop == "oracle":
         raise UserError("stop='oracle' needs the clean picture, which is not known here")
     if method != "dip":
-        check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})})
+        check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})}, sigma)
     config = DipConfig(
         task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop, blend=blend, seed=seed,
         factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, **chosen)
@@ -96,8 +96,10 @@ def restore(
         mask = None if known is None else jnp.asarray(known)
         observe = measurements.operator(config, size) if mask is None else operators.masked(mask)
         measurement = Measurement(jnp.asarray(y), observe, Gaussian(float(level)))
-        found = restorer_for(method, measurement, mask)(measurement, jax.random.key(seed))
-        return units.outside(measurements.blended(blend, np.asarray(found.picture), y, known))
+        found = np.asarray(restorer_for(method, measurement, mask)(measurement, jax.random.key(seed)).picture)
+        if not np.isfinite(found).all():
+            raise UserError(f"method {method!r} made NaN or infinite numbers of this picture; another may help")
+        return units.outside(measurements.blended(blend, found, y, known))
     given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size,
                          correlated=correlated)
     return units.outside(_fitted(config, given, progress))

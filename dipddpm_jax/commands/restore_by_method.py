@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from dipddpm_jax import devices
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.commands.restoration_files import measurement_of, restore_and_write
-from dipddpm_jax.commands.restorers import restorer_for
+from dipddpm_jax.commands.restorers import check_method, restorer_for
 from dipddpm_jax.config.dip import MEASURING, DipConfig
+from dipddpm_jax.config.saved import MEASURED
 from dipddpm_jax.inverse.measurement import Restore
 
 
@@ -20,11 +21,12 @@ def restore_by_method(method: str, config: DipConfig, out: Path | None, argv: li
     """
     devices.set_up()
     given = load_measurements(config)
+    check_method(method, {}, None if given.degraded else config.sigma)
 
     def restore_for(i: int) -> Restore:
         known = None if given.known is None else jnp.asarray(given.known[i])
         return restorer_for(method, measurement_of(given, i, config), known)
 
     measured = {name: value for name, value in asdict(config).items() if name in MEASURING}
-    return restore_and_write(restore_for, given, config, out, {"method": method, "measured": measured},
+    return restore_and_write(restore_for, given, config, out, {"method": method, MEASURED: measured},
                              {"method": method}, shlex.join(["python", "train.py", "dip", *argv]))

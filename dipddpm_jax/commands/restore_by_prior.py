@@ -112,7 +112,7 @@ def restore_with_model(
     prior = model.prior(multiple=check_fit(model, shape))
     name = chosen_method(options)
     method = PRIOR_METHODS[name]
-    check_chains_memory(prior, shape, options.samples if method.samples else 1, method.gradient)
+    check_chains_memory(prior, shape, (options.samples if method.samples else 1) + method.more, method.gradient)
     restore = make_restorer(prior, options)
     record = {RESTORED: asdict(options), "weights": source, "method": name}
     report = {"method": f"{name}: {method.what}", "prior": source}

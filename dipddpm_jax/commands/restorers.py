@@ -1,15 +1,19 @@
 """The restorers that `dipddpm_jax.restore` and `train.py dip --method` know by name, besides the deep image prior that
 their options describe."""
 import functools
+import math
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dipddpm_jax import classical
+from dipddpm_jax import classical, devices
+from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.restore_by_prior import check_chains_memory, check_fit
 from dipddpm_jax.commands.starts import load_prior
-from dipddpm_jax.dip.crossfit import cross_fitted, small_skip_net
+from dipddpm_jax.config.dip import CROSS_FIT, DipConfig
+from dipddpm_jax.dip.crossfit import a_fit, cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
@@ -21,11 +25,27 @@ from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.referee import stacked
 
 PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
+FOLDS = CROSS_FIT["folds"]
+FEW_PIXELS = 10 * 256**2  # of all fits at once, that every machine's memory holds
 EXACT = 1e-6  # variance, white being 1: noise below this is too weak to be split
 
 
 def _self_diffusion(channels: int) -> Restore:
-    return self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1)
+    return _checked(self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1), channels, 1)
+
+
+def _checked(restore: Restore, channels: int, fits: int) -> Restore:
+    """A restorer by so many fits of a small hourglass at once, which raises UserError where memory cannot hold them."""
+    config, fit = DipConfig(**CROSS_FIT), a_fit(channels=channels)
+
+    def checked(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        side = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape[:2]
+        if fits * math.prod(side) > FEW_PIXELS:
+            held, work = fit_cost.fit_bytes(config, fit, side, channels, fits)
+            devices.check_memory(held + work // 2, f"{fits} fits of {side[1]}x{side[0]} pixels at once")
+        return restore(measurement, key)
+
+    return checked
 
 
 def photographs_prior(channels: int) -> DiffusionPrior:
@@ -53,7 +73,7 @@ def _photos(channels: int) -> Restore:
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
     "photos": _photos,
-    "cross-fit": lambda channels: cross_fitted(),
+    "cross-fit": lambda channels: _checked(cross_fitted(folds=FOLDS), channels, FOLDS),
     "self-diffusion": _self_diffusion,
     "pixel-pairs": lambda channels: pixel_pairs(),
     "non-local-means": lambda channels: classical.non_local_means(),
@@ -62,14 +82,18 @@ RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictur
 }
 DENOISERS = ("photos", "cross-fit", "pixel-pairs", "non-local-means", "total-variation")  # what "auto" averages
 FILLERS = ("cross-fit", "self-diffusion")  # and where pixels are missing
+WITHOUT_SIGMA = ("pixel-pairs",)
 
 
-def check_method(method: str, options: Mapping[str, object]) -> None:
-    """Raises UserError for a method that is not known, and for options that only a deep image prior takes."""
+def check_method(method: str, options: Mapping[str, object], sigma: float | None = None) -> None:
+    """Raises UserError for a method that is not known, for options that only a deep image prior takes, and for the
+    noise's `sigma` where the method has no use for it."""
     if method != "auto" and method not in RESTORERS:
         raise UserError(f"unknown method {method!r}: known are dip, auto, {', '.join(RESTORERS)}")
     if options:
         raise UserError(f"method {method!r} does not take {', '.join(sorted(options))}, which method 'dip' does")
+    if method in WITHOUT_SIGMA and sigma is not None:
+        raise UserError(f"method {method!r} makes no use of sigma; leave it out")
 
 
 def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w 1"] | None) -> Restore:

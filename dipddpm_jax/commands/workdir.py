@@ -1,6 +1,6 @@
 """The directory of a run: a new one or one to go on with, owned by one process at a time."""
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -15,17 +15,24 @@ def claimed_workdir(kind: str, workdir: Path | None, resume: bool = False) -> It
     A new run gets `workdir`, or runs/KIND-NUMBER, created here. Raises UserError when another process owns it, when it
     holds something and `resume` is False, or when it cannot be written.
     """
-    if workdir is None:
+    if numbered := workdir is None:
         workdir = _numbered(kind)
     elif not resume:
         if not (workdir / LOCK).exists():  # an owner is named before what he has written
             _check_empty(workdir)
         with writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-    with owned(workdir):
-        if not resume:
-            _check_empty(workdir)
-        yield workdir
+    try:
+        with owned(workdir):
+            if not resume:
+                _check_empty(workdir)
+            yield workdir
+    except BaseException:
+        if numbered and [path.name for path in workdir.iterdir()] == [LOCK]:  # nothing came of it
+            with suppress(OSError):
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
+        raise
 
 
 def _check_empty(workdir: Path) -> None:

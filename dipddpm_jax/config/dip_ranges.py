@@ -2,7 +2,7 @@
 resumed are refused before JAX is imported."""
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -64,7 +64,7 @@ def check_staged(config: StagedConfig) -> None:
 
 def _check_bounds(bounds: dict[str, tuple[Any, int | float, int | float]]) -> None:
     for name, (value, low, high) in bounds.items():
-        if value is not None and not (isinstance(value, int | float) and low <= value <= high):  # false for nan too
+        if value is not None and not (isinstance(value, Real) and low <= value <= high):  # false for nan too
             raise UserError(f"{name} must lie between {low:g} and {high:g}; got {value}")
 
 

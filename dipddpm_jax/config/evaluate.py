@@ -21,7 +21,8 @@ class Evaluate:
     count: int = 2000
     """How many pictures to draw; all labels in turn, or those of held-out pictures."""
     prior: str | None = None
-    """A pretrained model that comes with the package, instead of a run: digits."""
+    """A pretrained model that comes with the package, instead of a run: digits, digits-fast, photos,
+    photos-grey or scenes."""
     samples: Path | None = None
     """Judge the pictures in this .npz (uint8 `images`, n h w c, and maybe `labels`) instead of drawing."""
     data: str | None = None

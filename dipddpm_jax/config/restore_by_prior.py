@@ -11,13 +11,15 @@ from dipddpm_jax.errors import UserError, closest
 
 class RestoringMethod(NamedTuple):
     """A row of the table of methods: what it is, whether it can only denoise, whether it draws several samples, in
-    chains of so many calls as are asked for, and whether it needs the network's gradient beside its value."""
+    chains of so many calls as are asked for, whether it needs the network's gradient beside its value, and how many
+    pictures it takes to the network beside those."""
 
     what: str
     denoises_only: bool = False
     samples: bool = True
     calls: bool = True
     gradient: bool = False
+    more: int = 0
 
 
 AUTO = "auto"
@@ -33,11 +35,11 @@ PRIOR_METHODS = {
     "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells", gradient=True),
     "decoupled": RestoringMethod("decoupled steps, as DAPS, with that variance", gradient=True),
     "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024",
-                               gradient=True),
+                               gradient=True, more=4),
     "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False,
                                      gradient=True),
     "educated-start": RestoringMethod("a deep image prior that begins as the trained network, as EDIP",
-                                      samples=False, calls=False, gradient=True),
+                                      samples=False, calls=False, gradient=True, more=4),
     "self-diffusion": RestoringMethod("self-diffusion whose network begins as the trained one, after Luo and Huang "
                                       "2025", samples=False, calls=False, gradient=True),
 }

@@ -12,9 +12,10 @@ from dipddpm_jax.config.diffusion import NETWORKS, TrainConfig
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text
 
-RESTORED = "restored"
+RESTORED, MEASURED = "restored", "measured"  # keys of the config.json of restorations that are no fits
 RESTORATIONS = {"dip": "a restoration by a deep image prior (train.py dip)", "staged": "a staged fit (train.py staged)",
-                RESTORED: "a restoration by a diffusion prior (sample.py --restore)"}
+                RESTORED: "a restoration by a diffusion prior (sample.py --restore)",
+                MEASURED: "a restoration by another method (train.py dip --method)"}
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

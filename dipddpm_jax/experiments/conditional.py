@@ -117,7 +117,8 @@ REPORT = Report(
     "iCLEVR's pictures and that evaluator cannot be had here: **the printed numbers belong to another data set and "
     "another judge than ours**, so compare rows, not columns. Ours are rendered scenes of the same objects, made up in "
     "the same way, and a ResNet18 trained on them. With iCLEVR: `python train.py context-unet --data iclevr --data-dir "
-    "DIR --keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
+    "DIR --keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --data-dir DIR --evaluator "
+    "checkpoint.pth`.",
     (Table("training", "The report's runs, one change at a time", "Drawn by DDPM without guidance, as the report did, "
            "but for the last row. Its choice of checkpoint looked at the test lists; ours looks at a validation list. "
            "What the report did not try (other weights of guidance, fewer steps, labels one by one, pairs never seen) "

@@ -226,7 +226,8 @@ def card(reports: Sequence[Report], lines: Sequence[Line]) -> str:
     total = ", ".join(f"{count} {answer if count == 1 else plural[answer]}" for answer, count in counts.items())
     return "\n".join([
         "# Report card", "", "This library reimplements five project reports that put deep image priors and diffusion "
-        "models together. Each was measured again: by its own protocol, and by a sound one with controls.", "",
+        "models together. Each was measured again, by its own protocol and by a sound one with controls, at a reduced "
+        "size: smaller pictures, networks and runs, which each page lists beside the report's (budget quick).", "",
         *titles, "", f"Of {sum(counts.values())} claims: {total}.", "", _rules(of_reports), "",
         "| report | claim | verdict | evidence | runs of the most planned; needed "
         "|", "|---|---|---|---|---|", *rows, "", "The pages behind the numbers have the rules of the verdicts, all "

@@ -1,7 +1,7 @@
 """What report 004 did not try, asked of the recommended model for several labels: guidance, steps, labels one by one,
 pairs that no training picture shows."""
 from dipddpm_jax.experiments.labelled_runs import LISTS, MINUTES, REAL, REPEATS, SHUFFLED, Ask
-from dipddpm_jax.experiments.several_labels_runs import Size, measure_checkpoints, measure_model
+from dipddpm_jax.experiments.several_labels_runs import Choice, Size, measure_checkpoints, measure_chosen, measure_model
 from dipddpm_jax.experiments.tables import Column, Plot, Report, Row, Table
 
 MODEL = "recommended model"
@@ -18,8 +18,14 @@ TABLES = (
               results.curve(MODEL, "step"), {name: results.curve(MODEL, name) for name in LISTS}), "step",
               "label accuracy"),), seeds={"quick": 1}),
     Table("guidance", "Guidance", "Weight w of classifier-free guidance; 50 steps of DPM-Solver++(2M). Here and below: "
-          "the model of seed 0; seeds are those of the noise, which is the same in every row.",
+          "the last checkpoint of the run of seed 0, not the one chosen above; seeds are those of the noise, which is "
+          "the same in every row.",
           tuple(Row(f"w = {w:g}", Ask(guidance=w)) for w in (0.0, 1.0, 2.0, 4.0)), BOTH_LISTS, measure_model),
+    Table("chosen guidance", "Guidance that the validation list chooses", "At the end of the run, 50 steps: of these "
+          "weights the one whose pictures of the validation list are best, and what it gives on the two other lists.",
+          (Row("w of 0.5, 1, 1.5, 2, 3", Choice()),),
+          (Column("guidance", "w", "sound", 2), Column("validation", "validation list", "sound", 3), *BOTH_LISTS),
+          measure_chosen),
     Table("steps", "Number of steps", "Transitions of the sampler with guidance 1; each evaluates the network twice a "
           "picture.", tuple(Row(f"{n} steps", Ask(1.0, n)) for n in (10, 25, 50, 400)), BOTH_LISTS, measure_model),
     Table("composition", "All labels at once, or each by itself", "Composed: eps_0 + sum_i (1 + w) (eps_i - eps_0), "
@@ -41,7 +47,7 @@ REPORT = Report(
     "what can be asked of it. Labels are the objects; a ResNet18 that was trained on other scenes looks for those that "
     "were asked for: of each picture as many of its highest outputs as it has labels; hits over labels. Report "
     "[004](004.md) measures accuracy only, with its own network. With iCLEVR: `python train.py iclevr --data-dir DIR "
-    "--keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --evaluator checkpoint.pth`.",
+    "--keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --data-dir DIR --evaluator checkpoint.pth`.",
     TABLES,
     {"smoke": Size(8, 4, 32, 4, 4, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
     {"smoke": "a few steps.",

@@ -8,7 +8,16 @@ from dipddpm_jax.commands import label_accuracy
 from dipddpm_jax.config.diffusion import TrainConfig
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.data import scenes
-from dipddpm_jax.experiments.labelled_runs import LISTS, Ask, followed, measure_asked, model_of, trained_run
+from dipddpm_jax.experiments.labelled_runs import (
+    LISTS,
+    Ask,
+    accuracies,
+    followed,
+    lists_for,
+    measure_asked,
+    model_of,
+    trained_run,
+)
 from dipddpm_jax.experiments.tables import Measured
 
 PAIRS = tuple(",".join(scenes.OBJECTS[i] for i in np.flatnonzero(row)) for row in scenes.unseen_pairs())
@@ -26,6 +35,13 @@ class Size:
     most: int = 1000
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Weights of guidance that the validation list chooses from."""
+
+    weights: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
+
+
 def model_config(size: Size, seed: int = 0) -> TrainConfig:
     """The recommended model, which never sees the pairs."""
     base = PRESETS["scenes"][1]
@@ -37,6 +53,22 @@ def model_config(size: Size, seed: int = 0) -> TrainConfig:
 def measure_model(ask: Ask, size: Size, seed: int) -> Measured:
     """Label accuracy of the model trained with seed 0; `seed` is that of the noise."""
     return measure_asked(model_config(size), ask, size.most, seed)
+
+
+def measure_chosen(choice: Choice, size: Size, seed: int) -> Measured:
+    """Label accuracy of the model trained with seed 0, its guidance chosen by the validation list; `seed` is that of
+    the noise, which all weights share."""
+    config = model_config(size)
+    workdir = trained_run(config, max(config.steps // 10, 1))
+    known, samplers = lists_for(workdir), {
+        weight: replace(config.sampler, guidance=weight, num_steps=min(50, size.most)) for weight in choice.weights}
+    scores = {weight: accuracies(workdir, config.steps, sampler, {"validation": known["validation"]}, seed)[0]
+              for weight, sampler in samplers.items()}
+    best = max(scores, key=lambda weight: scores[weight]["validation"])
+    others = {name: known[name] for name in LISTS[1:]}
+    numbers, images = accuracies(workdir, config.steps, samplers[best], others, seed)
+    return Measured(numbers | {"guidance": best, "validation": scores[best]["validation"]}, {},
+                    {"eight of the list test": plots.tile(images["test"][18:26], 10)})
 
 
 def measure_checkpoints(ask: Ask, size: Size, seed: int) -> Measured:

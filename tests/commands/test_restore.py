@@ -6,8 +6,9 @@ from scipy.ndimage import gaussian_filter
 from skimage.restoration import denoise_nl_means
 
 from dipddpm_jax import memory
+from dipddpm_jax.commands import fits, restorers
 from dipddpm_jax.commands import restore as module
-from dipddpm_jax.commands import restorers
+from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.restore import restore
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import check_dip
@@ -114,6 +115,27 @@ def test_another_method_restores_in_the_pictures_units():
     np.testing.assert_allclose(found, np.clip(expected, 0, 1) * span + low, atol=1)
 
 
+def test_numbers_of_numpy_are_numbers():
+    check_dip(DipConfig(seed=np.int64(1), blend=np.float32(0.25), sigma=np.float64(3)))
+    with pytest.raises(UserError, match="--blend must lie between 0 and 1; got nan"):
+        check_dip(DipConfig(blend=np.float32("nan")))
+
+
+def test_a_picture_of_which_a_tile_knows_nothing_is_refused():
+    mask = np.zeros((16, 300), bool)
+    mask[:, :40] = True
+    with pytest.raises(UserError, match="nothing is known in the tile of 128x16"):
+        fits.make_fits(DipConfig(task="inpaint", tile=128), Measurements(
+            ("p",), np.zeros((1, 16, 300, 1), np.float32), None, mask[None, ..., None].astype(np.float32),
+            np.float32([0]), (16, 300)))
+
+
+def test_numbers_that_are_not_finite_are_refused(monkeypatch):
+    monkeypatch.setitem(restorers.RESTORERS, "wavelets", lambda channels: lambda m, key: Restoration(m.y * jnp.nan))
+    with pytest.raises(UserError, match="made NaN or infinite numbers"):
+        restore(scene(), method="wavelets")
+
+
 def test_a_share_of_the_picture_is_mixed_back_in_where_it_is_known():
     noisy = (scene() + 0.1 * np.random.default_rng(0).normal(size=(32, 32))).astype(np.float32)
     alone, mixed = (restore(noisy, method="total-variation", blend=blend) for blend in (0.0, 0.25))
@@ -132,6 +154,14 @@ def test_a_photograph_that_no_memory_holds_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "host_memory", lambda: 1e6)
     with pytest.raises(UserError, match="restoring a picture of 64x64 pixels by this prior would need about .* MB"):
         restore(np.random.default_rng(0).random((64, 64, 3)), method="photos")
+
+
+def test_fits_that_no_memory_holds_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: 1e9)
+    large = np.random.default_rng(0).random((1000, 1000))
+    for method, count in (("cross-fit", 10), ("self-diffusion", 1)):
+        with pytest.raises(UserError, match=f"{count} fits of 1000x1000 pixels at once would need about"):
+            restore(large, method=method, sigma=0.1)
 
 
 @pytest.mark.parametrize("grey", [False, True])
@@ -163,6 +193,7 @@ def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
 
 
 @pytest.mark.parametrize("words, options", [
+    ("makes no use of sigma", {"method": "pixel-pairs", "sigma": 0.1}),
     ("unknown method 'bm4d'", {"method": "bm4d"}),
     ("does not take num_steps, stop", {"method": "auto", "num_steps": 3, "stop": "wmv"}),
     ("does nothing else", {"method": "photos", "task": "superres", "factor": 2}),

@@ -5,12 +5,15 @@ import typing
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from dipddpm_jax import classical
 from dipddpm_jax.commands import cli_fits, restorers
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.commands.restoration_files import measurement_of
+from dipddpm_jax.config import saved
 from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.measurement import Cost, Restoration
 from dipddpm_jax.inverse.noises import Poisson
 
@@ -74,3 +77,47 @@ def test_what_it_refuses(tmp_path, capsys, words, said):
         cli_fits.dip_main(["--image", "camera", "--size", "32", "--workdir", str(tmp_path / "run"), *words])
     assert end.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "run" / "restored.png").exists()
+
+
+def test_what_is_refused_leaves_no_run(tmp_path, monkeypatch, capsys):
+    """Neither in a directory that was named, which the mended command may use, nor a numbered one."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--image", "camera", "--size", "32", "--method", "non-local-means"]
+    for place in (["--workdir", "out"], []):
+        with pytest.raises(SystemExit):
+            cli_fits.dip_main([*words, "--task", "superres", *place])
+    assert not list(tmp_path.glob("runs/*"))
+    cli_fits.dip_main([*words, "--workdir", "out"])
+    cli_fits.dip_main(words)
+    with pytest.raises(UserError, match="no run in"):  # to draw from
+        saved.newest_run()
+
+
+def test_a_folder_keeps_what_was_restored_before_a_picture_that_cannot_be(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "in" / f"{i}.png")
+    traced = []
+
+    def once(measurement, key):
+        traced.append(measurement.operator)
+        if len(traced) > 1:
+            raise UserError("enough")
+        return Restoration(measurement.y)
+
+    monkeypatch.setitem(restorers.RESTORERS, "wavelets", lambda channels: once)
+    with pytest.raises(SystemExit, match="2"):
+        cli_fits.dip_main(["--image", str(tmp_path / "in"), "--task", "deblur", "--method", "wavelets", "--workdir",
+                           str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(report["pictures"]) == 1 and "ended at 1: enough" in report["notes"]
+    assert (tmp_path / "out" / "0" / "restored.png").is_file()
+    assert traced[0] is traced[1]  # one operator, for which restorers are compiled once
+
+
+def test_a_level_that_does_nothing_is_refused(tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match="2"):
+        cli_fits.dip_main(["--image", str(tmp_path / "a.png"), "--method", "pixel-pairs", "--sigma", "9"])
+    assert "makes no use of sigma" in capsys.readouterr().err
