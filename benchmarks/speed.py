@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import DEVICE, JOBS, Case, How, finish
-from benchmarks.speed_page import Timing, row, write
+from benchmarks.speed_page import Timing, row, version, write
 from dipddpm_jax import records
 from dipddpm_jax.convolution.cost import cores
 from dipddpm_jax.environment import set_flags
@@ -140,7 +140,8 @@ def main() -> None:
             new = {"job": job, "name": case.name, "where": where, "rounds": rounds, "matmul": peak, "failed": failed,
                    "origin": origin, "timings": {name: timing._asdict() for name, timing in timings.items()}}
             print("\n".join(row(new)), *failed.items(), sep="\n", flush=True)
-            results = sorted([r for r in results if r["name"] != case.name] + [new], key=lambda r: r["job"])
+            others = [r for r in results if (r["name"], version(r)) != (case.name, version(new))]
+            results = sorted([*others, new], key=lambda r: ([-part for part in version(r)], r["job"]))
             if args.out:
                 write(results, args.out)
             gc.collect()

@@ -37,6 +37,16 @@ def row(r: dict) -> list[str]:
     return rows
 
 
+def version(r: dict) -> tuple[int, ...]:
+    """Of the JAX that a line was measured with."""
+    return tuple(int(part) for part in re.search(r"jax ([\d.]+)", r["where"])[1].split("."))
+
+
+def of_newest(results: list[dict]) -> list[dict]:
+    """The lines of the newest JAX among them."""
+    return [r for r in results if version(r) == max(map(version, results))]
+
+
 def page(results: list[dict]) -> str:
     """docs/results/speed.md."""
     lines = ["# Speed beside PyTorch", "",
@@ -44,7 +54,9 @@ def page(results: list[dict]) -> str:
              "`speed.jsonl`. Float32 on both sides, which run the same work, interleaved in one process. Ratios are to "
              "the best PyTorch of the same run: above 1, JAX is faster. First run: seconds with compilation. Peak "
              "memory: resident above what was resident before. GFLOP/s: by PyTorch's count of the work, to be held "
-             "against a matrix product of 2048, measured in the same run.", "", "![Cost of a step](speed.png)", ""]
+             "against a matrix product of 2048, measured in the same run. A line stays until its job is measured again "
+             "with the same JAX; the plots and the README's table are of the newest.", "",
+             "![Cost of a step](speed.png)", ""]
     for where in dict.fromkeys(r["where"] for r in results):
         mine = [r for r in results if r["where"] == where]
         products = "; ".join(dict.fromkeys(r["matmul"] for r in mine))
@@ -109,9 +121,9 @@ def write(results: list[dict], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     records.write_lines(out / "speed.jsonl", results)
     (out / "speed.md").write_text(page(results))
-    plot(results, out / "speed.png")
+    plot(of_newest(results), out / "speed.png")
     readme = REPO / "README.md"
     if out.resolve() == RESULTS and "<!-- speed -->" in readme.read_text():
         before, _, rest = readme.read_text().partition("<!-- speed -->")
         _, _, after = rest.partition("<!-- end of speed -->")
-        readme.write_text(f"{before}<!-- speed -->\n{short(results)}\n<!-- end of speed -->{after}")
+        readme.write_text(f"{before}<!-- speed -->\n{short(of_newest(results))}\n<!-- end of speed -->{after}")

@@ -7,20 +7,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from tqdm import tqdm
 
-from dipddpm_jax.commands import fit_cost, measurements
+from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
-from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.commands.measurements import Measurements, blended
 from dipddpm_jax.commands.outcome import outcome
+from dipddpm_jax.commands.restoration_files import measurement_of
 from dipddpm_jax.commands.restorers import check_method, restorer_for
 from dipddpm_jax.commands.sources import LEAST_SIDE
 from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.inverse import operators
-from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.noise_level import estimate_sigma
-from dipddpm_jax.inverse.noises import Gaussian
 from dipddpm_jax.inverse.whiteness import FAR, is_correlated, level_at
 
 
@@ -92,17 +90,9 @@ def restore(
     scale = config.factor if task == "superres" else 1
     size = (y.shape[0] * scale, y.shape[1] * scale)
     y = y if known is None else y * known
-    if method != "dip":
-        mask = None if known is None else jnp.asarray(known)
-        observe = measurements.operator(config, size) if mask is None else operators.masked(mask)
-        measurement = Measurement(jnp.asarray(y), observe, Gaussian(float(level)))
-        found = np.asarray(restorer_for(method, measurement, mask)(measurement, jax.random.key(seed)).picture)
-        if not np.isfinite(found).all():
-            raise UserError(f"method {method!r} made NaN or infinite numbers of this picture; another may help")
-        return units.outside(measurements.blended(blend, found, y, known))
     given = Measurements(("picture",), y[None], None, None if known is None else known[None], np.float32([level]), size,
                          correlated=correlated)
-    return units.outside(_fitted(config, given, progress))
+    return units.outside(_fitted(config, given, progress) if method == "dip" else _by_method(method, config, given))
 
 
 def _checked(
@@ -150,6 +140,16 @@ def _check_options(task: str, factor: int | None, blur: float | None) -> None:
     for name, value, owner in (("factor", factor, "superres"), ("blur", blur, "deblur")):
         if (task == owner) != (value is not None):
             raise UserError(f"task {owner!r} needs {name}, and no other task takes it")
+
+
+def _by_method(method: str, config: DipConfig, given: Measurements) -> Float[np.ndarray, "h w c"]:
+    """The picture restored by another method than a fit, in [0, 1]. Raises UserError when it is not finite."""
+    measurement, known = measurement_of(given, 0, config), None if given.known is None else given.known[0]
+    restore_it = restorer_for(method, measurement, None if known is None else jnp.asarray(known))
+    found = np.asarray(restore_it(measurement, jax.random.key(config.seed)).picture)
+    if not np.isfinite(found).all():
+        raise UserError(f"method {method!r} made NaN or infinite numbers of this picture; another may help")
+    return blended(config.blend, found, given.measurements[0], known)
 
 
 def _fitted(config: DipConfig, given: Measurements, progress: bool) -> Float[np.ndarray, "h w c"]:

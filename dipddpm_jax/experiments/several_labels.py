@@ -1,7 +1,13 @@
 """What report 004 did not try, asked of the recommended model for several labels: guidance, steps, labels one by one,
 pairs that no training picture shows."""
 from dipddpm_jax.experiments.labelled_runs import LISTS, MINUTES, REAL, REPEATS, SHUFFLED, Ask
-from dipddpm_jax.experiments.several_labels_runs import Choice, Size, measure_checkpoints, measure_chosen, measure_model
+from dipddpm_jax.experiments.several_labels_runs import (
+    ChosenGuidance,
+    Size,
+    measure_checkpoints,
+    measure_chosen,
+    measure_model,
+)
 from dipddpm_jax.experiments.tables import Column, Plot, Report, Row, Table
 
 MODEL = "recommended model"
@@ -23,7 +29,7 @@ TABLES = (
           tuple(Row(f"w = {w:g}", Ask(guidance=w)) for w in (0.0, 1.0, 2.0, 4.0)), BOTH_LISTS, measure_model),
     Table("chosen guidance", "Guidance that the validation list chooses", "At the end of the run, 50 steps: of these "
           "weights the one whose pictures of the validation list are best, and what it gives on the two other lists.",
-          (Row("w of 0.5, 1, 1.5, 2, 3", Choice()),),
+          (Row("w of 0.5, 1, 1.5, 2, 3", ChosenGuidance()),),
           (Column("guidance", "w", "sound", 2), Column("validation", "validation list", "sound", 3), *BOTH_LISTS),
           measure_chosen),
     Table("steps", "Number of steps", "Transitions of the sampler with guidance 1; each evaluates the network twice a "

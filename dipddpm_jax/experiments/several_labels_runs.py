@@ -36,7 +36,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenGuidance:
     """Weights of guidance that the validation list chooses from."""
 
     weights: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -55,7 +55,7 @@ def measure_model(ask: Ask, size: Size, seed: int) -> Measured:
     return measure_asked(model_config(size), ask, size.most, seed)
 
 
-def measure_chosen(choice: Choice, size: Size, seed: int) -> Measured:
+def measure_chosen(choice: ChosenGuidance, size: Size, seed: int) -> Measured:
     """Label accuracy of the model trained with seed 0, its guidance chosen by the validation list; `seed` is that of
     the noise, which all weights share."""
     config = model_config(size)

@@ -10,6 +10,7 @@ from dipddpm_jax.commands import fits, restorers
 from dipddpm_jax.commands import restore as module
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.restore import restore
+from dipddpm_jax.config import dip_ranges
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import check_dip
 from dipddpm_jax.data.photographs import photograph
@@ -116,9 +117,9 @@ def test_another_method_restores_in_the_pictures_units():
 
 
 def test_numbers_of_numpy_are_numbers():
-    check_dip(DipConfig(seed=np.int64(1), blend=np.float32(0.25), sigma=np.float64(3)))
+    dip_ranges._check_bounds({"--seed": (np.int64(1), 0, 9), "--blend": (np.float32(0.25), 0, 1)})
     with pytest.raises(UserError, match="--blend must lie between 0 and 1; got nan"):
-        check_dip(DipConfig(blend=np.float32("nan")))
+        dip_ranges._check_bounds({"--blend": (np.float32("nan"), 0, 1)})
 
 
 def test_a_picture_of_which_a_tile_knows_nothing_is_refused():

@@ -46,3 +46,10 @@ def test_the_pages_of_speed_are_written_and_the_readme_keeps_the_rest(tmp_path, 
     text = readme.read_text()
     assert text.startswith("before\n<!-- speed -->\n| job |") and text.endswith("<!-- end of speed -->\nafter\n")
     assert "old" not in text
+
+
+def test_the_readme_has_the_speed_of_the_newest_jax_and_the_page_that_of_all():
+    newest = speed_page.of_newest(records.read_lines(places.REPO / "docs" / "results" / "speed.jsonl"))
+    older = [{**line, "where": "2 cores; jax 0.9.11, torch 2.1; 2025-01-01"} for line in newest]
+    assert speed_page.version(older[0]) == (0, 9, 11) and speed_page.of_newest(newest + older) == newest
+    assert "jax 0.9.11" in speed_page.page(newest + older)
