@@ -60,7 +60,9 @@ def page(results: list[dict]) -> str:
     for where in dict.fromkeys(r["where"] for r in results):
         mine = [r for r in results if r["where"] == where]
         products = "; ".join(dict.fromkeys(r["matmul"] for r in mine))
-        lines += [f"## {where}", "", f"Matrix product, GFLOP/s: {products}.", "",
+        rounds = " or ".join(str(count) for count in sorted({r["rounds"] for r in mine}))
+        lines += [f"## {where}", "",
+                  f"Medians of {rounds} rounds (`--rounds`). Matrix product, GFLOP/s: {products}.", "",
                   "| job | contender | ms an iteration | ratio to the best PyTorch | first run, s | peak memory, MB | "
                   "GFLOP/s |", "|---|---|---|---|---|---|---|"]
         lines += [line for r in mine for line in row(r)]

@@ -95,12 +95,12 @@ def check_chains_memory(prior: DiffusionPrior, shape: tuple[int, ...], chains: i
     if gradient:
         count.append(devices.gradient_bytes)
     needed = max(count_bytes(lambda x: prior.denoise(x, jnp.int32(1)).x0, x) for count_bytes in count)
-    pictures = f"{chains} pictures" if chains > 1 else "a picture"
+    how = f" in {chains} chains" if chains > 1 else ""
     try:
-        devices.check_memory(needed, f"restoring {pictures} of {shape[1]}x{shape[0]} pixels by this prior")
+        devices.check_memory(needed, f"restoring a picture of {shape[1]}x{shape[0]} pixels by this prior{how}")
     except UserError as error:
-        fewer = "lower --samples, or " if chains > 1 else ""
-        raise UserError(f"{error}; {fewer}cut the picture into parts") from None
+        fewer = "fewer --samples or " if chains > 1 else ""
+        raise UserError(f"{error}; {fewer}parts of the picture need less") from None
 
 
 def restore_with_model(

@@ -1,8 +1,7 @@
 """The restorers that `dipddpm_jax.restore` and `train.py dip --method` know by name, besides the deep image prior that
 their options describe."""
-import functools
-import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -31,21 +30,26 @@ EXACT = 1e-6  # variance, white being 1: noise below this is too weak to be spli
 
 
 def _self_diffusion(channels: int) -> Restore:
-    return _checked(self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1), channels, 1)
+    restore = self_diffusion(small_skip_net(channels), steps=25, average_decay=0.99, held_out=0.1)
+    return _within_memory(restore, partial(_require_fits, 1))
 
 
-def _checked(restore: Restore, channels: int, fits: int) -> Restore:
-    """A restorer by so many fits of a small hourglass at once, which raises UserError where memory cannot hold them."""
-    config, fit = DipConfig(**CROSS_FIT), a_fit(channels=channels)
-
-    def checked(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        side = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape[:2]
-        if fits * math.prod(side) > FEW_PIXELS:
-            held, work = fit_cost.fit_bytes(config, fit, side, channels, fits)
-            devices.check_memory(held + work // 2, f"{fits} fits of {side[1]}x{side[0]} pixels at once")
+def _within_memory(restore: Restore, require: Callable[[tuple[int, int, int]], None]) -> Restore:
+    """A restorer that asks first: `require` raises UserError where memory cannot hold a picture of this shape."""
+    def restore_what_fits(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        require(jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
         return restore(measurement, key)
 
-    return checked
+    return restore_what_fits
+
+
+def _require_fits(count: int, shape: tuple[int, int, int]) -> None:
+    """Raises UserError where memory cannot hold so many fits of a small hourglass at once."""
+    height, width, channels = shape
+    if count * height * width > FEW_PIXELS:
+        fit = a_fit(channels=channels)
+        held, work = fit_cost.fit_bytes(DipConfig(**CROSS_FIT), fit, (height, width), channels, count)
+        devices.check_memory(held + work // 2, f"{count} fits of {width}x{height} pixels at once")
 
 
 def photographs_prior(channels: int) -> DiffusionPrior:
@@ -62,18 +66,12 @@ def photographs_prior(channels: int) -> DiffusionPrior:
 
 def _photos(channels: int) -> Restore:
     prior = photographs_prior(channels)
-    restore = stabilised(one_step(prior, turned=True))
-
-    def checked(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        check_chains_memory(prior, measurement.y.shape)
-        return restore(measurement, key)
-
-    return checked
+    return _within_memory(stabilised(one_step(prior, turned=True)), partial(check_chains_memory, prior))
 
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
     "photos": _photos,
-    "cross-fit": lambda channels: _checked(cross_fitted(folds=FOLDS), channels, FOLDS),
+    "cross-fit": lambda channels: _within_memory(cross_fitted(folds=FOLDS), partial(_require_fits, FOLDS)),
     "self-diffusion": _self_diffusion,
     "pixel-pairs": lambda channels: pixel_pairs(),
     "non-local-means": lambda channels: classical.non_local_means(),
@@ -117,7 +115,7 @@ def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:
     return {name: _made(RESTORERS[name], channels) for name in names}
 
 
-@functools.lru_cache
+@lru_cache
 def _made(maker: Callable[[int], Restore], channels: int) -> Restore:
     """One restorer for all pictures: another one would be compiled anew."""
     return maker(channels)

@@ -50,6 +50,14 @@ def test_the_estimated_error_is_the_true_one():
     assert abs(np.mean(errors) - 0.01) < 0.001
 
 
+@pytest.mark.parametrize("peak", [30.0, 3000.0])
+def test_penalties_weigh_against_photons_as_against_squared_errors(peak):
+    """Whatever the peak, an error of a grey pixel costs what its square does."""
+    misfit = fits.make_fit(DipConfig(network="conv", peak=peak), 1, (8, 8)).misfit
+    wrong, grey = jnp.float32(0.55), jnp.float32(0.5)  # (f - y)^2 / (2 y) to second order
+    np.testing.assert_allclose(misfit(wrong, grey), (wrong - grey) ** 2, rtol=0.1)
+
+
 def test_a_share_of_the_measurement_is_mixed_back_in_and_its_error_is_not_guessed():
     config, given, result = ended(CLEAN, CLEAN, DipConfig(network="conv", num_steps=10, blend=0.25))
     np.testing.assert_allclose(result.restored[0, 0], 0.75 * CLEAN + 0.25 * given.measurements[0], atol=1e-6)

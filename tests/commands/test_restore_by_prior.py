@@ -114,7 +114,7 @@ def test_a_share_of_the_measurement_is_mixed_back_in(noisy, run):
 
 @pytest.mark.parametrize("words, said", [
     (["--method", "one-step"], "restoring a picture of 12x12 pixels by this prior would need about"),
-    (["--method", "matched", "--samples", "3"], "restoring 3 pictures of 12x12 pixels"),
+    (["--method", "matched", "--samples", "3"], "of 12x12 pixels by this prior in 3 chains would need"),
 ])
 def test_what_would_not_fit_into_memory_is_refused(noisy, run, capsys, monkeypatch, words, said):
     monkeypatch.setattr(memory, "host_memory", lambda: 600)

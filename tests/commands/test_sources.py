@@ -115,6 +115,13 @@ def test_sizes_that_no_machine_holds_are_refused_before_they_are_made(tmp_path, 
         sources.read_pictures(str(path), size=16384)
 
 
+@pytest.mark.parametrize("task, said", [("deblur", True), ("denoise", False)])
+def test_that_a_files_range_bounds_what_is_restored_is_said(tmp_path, task, said):
+    np.save(tmp_path / "stars.npy", np.random.default_rng(0).random((16, 16)).astype(np.float32))
+    notes = measurements.load_measurements(DipConfig(image=str(tmp_path / "stars.npy"), task=task)).notes
+    assert any("above the highest" in note for note in notes) == said
+
+
 def test_what_was_read_has_a_checksum(tmp_path):
     path = saved(tmp_path / "a.png", smooth(16, 16))
     one = measurements.load_measurements(DipConfig(image=str(path), clean=path))

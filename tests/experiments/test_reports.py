@@ -27,7 +27,7 @@ KINDS = {
             "starts/DDIM*", "lengths/5 epochs*", "lengths/DIP inside*", "time/100 steps", "networks/DIP, k = 2",
             "networks/*, 5 epochs", "inside/DIP*", "passes/*"),
     "002": ("depth/traditional, 3*", "depth/modified, 5*", "levels/fast, 500*", "failures/3*", "restoration/*"),
-    "003": ("runs/DDPM alone*", "runs/DIP+DDPM, 10*", "runs/*front of its own"),
+    "003": ("runs/DDPM alone*", "runs/DIP+DDPM, 10*"),
     "004": ("training/GELU, linear betas, guidance 2", "learned/*", "digits/w = 2", "printed/*"),
     "scenes": ("checkpoints/*", "guidance/w = 0", "chosen guidance/*", "steps/10 steps", "composition/composed, w = 1",
                "unseen pairs/composed*"),
