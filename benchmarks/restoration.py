@@ -9,7 +9,6 @@ already are not computed again, so that the table may be completed in parts (res
 Rows that need the package bm3d, whose licence allows no commercial use, are left out where it is missing:
 pip install "dipddpm_jax[benchmark]".
 """
-import dataclasses
 import functools
 import sys
 import time
@@ -27,6 +26,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import CBSD68, REPO, SET12  # noqa: E402
 from benchmarks.restoration_page import render, source_of
+from benchmarks.restoration_tasks import (
+    DENOISE,
+    HOLES,
+    INVERSE,
+    TASKS,
+    bicubic,
+    biharmonic,
+    measured,
+    nothing,
+    richardson_lucy,
+)
 from dipddpm_jax import classical, devices, plots, records
 from dipddpm_jax.commands import restorers, sources
 from dipddpm_jax.commands.dip_report import psnr_and_ssim
@@ -36,38 +46,16 @@ from dipddpm_jax.dip import crossfit, folds
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.hybrids.averaged import averaged
+from dipddpm_jax.hybrids.pigdm import pigdm, weighted_variance
 from dipddpm_jax.hybrids.truncated_reverse import one_step, truncated_reverse
-from dipddpm_jax.inverse import noise_level, operators, referee, splitting
+from dipddpm_jax.inverse import referee, splitting
 from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
-from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
 
 RESULTS = REPO / "docs" / "results"
 KEPT = REPO / "runs" / "restoration"  # the restored pictures
+SEEN: dict[tuple, Restoration] = {}  # what the referee has seen restored
 SHOWN = 128  # side of the middle of larger pictures, for the sheets
-
-
-class Task(NamedTuple):
-    """What is measured of a clean picture (h, w, c), and whether the level of its noise is estimated."""
-
-    operator: Callable[[jax.Array, int, int], operators.Operator]  # (key, height, width) -> A
-    noise: Noise
-    estimated: bool = False
-
-
-def half_of_the_pixels(key: jax.Array, height: int, width: int) -> operators.Operator:
-    return operators.masked(operators.random_mask(key, height, width, 0.5))
-
-
-TASKS = {
-    **{f"sigma-{sigma}": Task(lambda *_: operators.identity, Gaussian(sigma / 255), True) for sigma in (15, 25, 50)},
-    "poisson-30": Task(lambda *_: operators.identity, Poisson(30.0)),
-    "inpaint-50": Task(half_of_the_pixels, Gaussian(0.0)),
-    "superres-4": Task(lambda _, height, width: operators.downsample(height, width, 4), Gaussian(0.0)),
-    "deblur-1.6": Task(lambda _, height, width: operators.blur(height, width, 1.6), Gaussian(2**0.5 / 255)),
-}
-DENOISE = ("sigma-15", "sigma-25", "sigma-50", "poisson-30")
-INVERSE = tuple(name for name in TASKS if name not in DENOISE)
 
 
 class Row(NamedTuple):
@@ -81,14 +69,11 @@ class Row(NamedTuple):
 
 def one_fit(weight: float | None) -> Restore:
     """One deep image prior (DIP-TV with a weight; None: by the noise), stopped by a tenth of the pixels."""
-    @functools.lru_cache
-    def fit_for(operator, shape):
-        fit = crossfit.a_fit(channels=shape[-1], weight=weight)
-        return dataclasses.replace(fit, observe=operator.forward, size=shape[:2])
+    fit_for = crossfit.remembered(lambda channels: crossfit.a_fit(channels=channels, weight=weight))
 
     def restore(measurement: Measurement, key: jax.Array) -> Restoration:
         known = crossfit.observed_pixels(measurement, key)
-        fit = fit_for(measurement.operator, jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
+        fit = fit_for(measurement, known)
         parts = folds.fold_masks(jax.random.fold_in(key, 0), known, 10)[:1]
         problems, begun = crossfit.start_fold_fits(fit, measurement, known, parts, key)
         states = crossfit.run_fits(fit, problems, begun, 1200)
@@ -115,19 +100,18 @@ def photo_prior(calls: int = 0, turned: bool = False) -> Callable[[], Restore]:
     return lambda: lambda measurement, key: restorer_for(measurement.y.shape[-1])(measurement, key)
 
 
-def nothing(measurement: Measurement, key: jax.Array) -> Restoration:
-    """The nearest picture that explains the measurement: y itself, holes black, A^T (A A^T + r)^-1 y."""
-    ridge = 0.01 if float(jnp.mean(measurement.noise.variance(measurement.y))) else 0.0
-    denoises = measurement.operator == operators.identity
-    return Restoration(measurement.y if denoises else measurement.operator.solve(measurement.y, ridge))
+def guided_prior() -> Restore:
+    """Four chains of 20 calls, guided by the measurement with the weighted variance, as `sample.py --restore` walks 50
+    (PiGDM)."""
+    @functools.cache
+    def restorer_for(channels: int) -> Restore:
+        return pigdm(restorers.photographs_prior(channels), 20, 4, weighted_variance)
 
+    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
+        shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+        return restorer_for(shape[-1])(measurement, key)
 
-def biharmonic(measurement: Measurement, key: jax.Array) -> Restoration:
-    """Holes filled by the biharmonic equation (scikit-image), for masks."""
-    from skimage.restoration import inpaint_biharmonic
-
-    holes = np.asarray(measurement.operator.forward(jnp.ones_like(measurement.y)))[..., 0] == 0
-    return Restoration(jnp.asarray(inpaint_biharmonic(np.asarray(measurement.y), holes, channel_axis=-1), jnp.float32))
+    return restore
 
 
 def self_diffused(steps: int, decay: float = 0.0, held_out: float = 0.0) -> Callable[[], Restore]:
@@ -136,7 +120,9 @@ def self_diffused(steps: int, decay: float = 0.0, held_out: float = 0.0) -> Call
 
 ROWS: dict[str, Row] = {
     "nothing": Row(lambda: nothing, tuple(TASKS), draws=False),
-    "biharmonic": Row(lambda: biharmonic, ("inpaint-50",), draws=False),
+    "biharmonic": Row(lambda: biharmonic, HOLES, draws=False),
+    "bicubic": Row(lambda: bicubic, ("superres-4",), draws=False),
+    "Richardson-Lucy": Row(lambda: richardson_lucy(1.6), ("deblur-1.6",), draws=False),
     "non-local means": Row(classical.non_local_means, draws=False),
     "non-local means, told": Row(classical.non_local_means, DENOISE[:3], True, False),
     "total variation": Row(classical.total_variation_denoising, draws=False),
@@ -157,10 +143,13 @@ ROWS: dict[str, Row] = {
     "half cross-fit, half prior photos": Row(lambda: averaged(crossfit.cross_fitted(), photo_prior(turned=True)()),
                                              DENOISE[:3]),
     "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3]),
+    "prior photos, guided": Row(guided_prior, INVERSE),
 }
+UNTRAINED = ("cross-fit", "pixel pairs", "non-local means", "total variation")
 JUDGED = {  # what the referee may choose from; BM3D is not ours to give
-    "referee": ("non-local means", "total variation", "BayesShrink", "pixel pairs", "cross-fit"),
-    "referee with BM3D": ("non-local means", "total variation", "BayesShrink", "pixel pairs", "cross-fit", "BM3D"),
+    "referee": ("prior photos, eight calls, turned", *UNTRAINED),  # as --method auto
+    "referee, untrained": UNTRAINED,
+    "referee, untrained, with BM3D": (*UNTRAINED, "BM3D"),
 }
 
 
@@ -168,8 +157,7 @@ JUDGED = {  # what the referee may choose from; BM3D is not ours to give
 class Setting:
     """What is measured in this run."""
 
-    tasks: tuple[str, ...] = ("sigma-25", "sigma-15", "sigma-50", "poisson-30", "inpaint-50", "superres-4",
-                              "deblur-1.6")
+    tasks: tuple[str, ...] = ("sigma-25", *(name for name in TASKS if name != "sigma-25"))
     rows: tuple[str, ...] = (*ROWS, *JUDGED)
     pictures: int = 12
     seeds: int = 1
@@ -201,17 +189,6 @@ def clean_pictures(side: int, count: int, source: str = "set12") -> dict[str, np
     return dict(list(found.items())[:count])
 
 
-def measured(task: Task, clean: np.ndarray, place: int, seed: int, told: bool) -> Measurement:
-    """The measurement of a picture: noise and mask depend on its place and the seed, for all methods alike."""
-    mask_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), place))
-    operator = task.operator(mask_key, *clean.shape[:2])
-    y = task.noise.draw(noise_key, operator.forward(jnp.asarray(clean)))
-    noise = task.noise
-    if task.estimated and not told:
-        noise = Gaussian(noise_level.estimate_sigma(np.asarray(y)))
-    return Measurement(y, operator, noise)
-
-
 def kept_at(*parts: object) -> Path:
     return KEPT / ("_".join(str(part).replace("/", "-").replace(" ", "-") for part in parts) + ".npy")
 
@@ -229,13 +206,26 @@ def line_of(row: str, key: tuple, clean: np.ndarray, found: Restoration, began: 
             "error": found.evidence.error, "origin": records.provenance(seed)}
 
 
+def remembered(name: str, key: tuple, restore: Restore) -> Restore:
+    """A restorer that the rows of the referee share: what it made of the split measurement is computed once."""
+    def look_up(measurement: Measurement, run_key: jax.Array) -> Restoration:
+        place = (name, *key)
+        if place not in SEEN:
+            SEEN[place] = restore(measurement, run_key)
+        return SEEN[place]
+
+    return look_up
+
+
 def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: Measurement, clean: np.ndarray,
            known: Mapping[tuple, dict]) -> list[dict]:
-    """Lines of what the referee chooses and of its average; the restorations of y are those of the rows."""
+    """Lines of what the referee chooses and of its average; the restorations of y are those of the rows, whose seconds
+    count twice, once for the split measurement."""
     if not all((name, *key) in known and kept_at(name, *key).is_file() for name in restorers):
         return []
     began = time.monotonic(), time.process_time()
-    choice = referee.recommend(restorers, measurement, jax.random.key(key[-1]), split=splitting.split_noise)
+    shared = {name: remembered(name, key, one) for name, one in restorers.items()}
+    choice = referee.recommend(shared, measurement, jax.random.key(key[-1]), split=splitting.split_noise)
     pictures = {name: np.load(kept_at(name, *key)) for name in restorers}
     stack = sum(weight * pictures[name] for name, weight in choice.weights.items())
     lines = []
@@ -244,7 +234,7 @@ def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: 
         found = Restoration(jnp.asarray(picture), None)
         line = line_of(row + suffix, key, clean, found._replace(evidence=found.evidence._replace(error=error)), began)
         for what in ("seconds", "core_seconds"):
-            line[what] += sum(known[(name, *key)][what] for name in restorers)
+            line[what] = 2 * sum(known[(name, *key)][what] for name in restorers)
         lines.append({**line, "chosen": choice.best, "weights": choice.weights})
     return lines
 

@@ -10,11 +10,16 @@ NOTES, END = "<!-- notes -->", "<!-- end of notes -->"
 TITLES = {
     "sigma-15": "Gaussian noise, sigma 15 of 255", "sigma-25": "Gaussian noise, sigma 25 of 255",
     "sigma-50": "Gaussian noise, sigma 50 of 255", "poisson-30": "Poisson noise, 30 photons at white",
-    "inpaint-50": "Inpainting, half of the pixels known, no noise", "superres-4": "Four times the resolution, no noise",
+    "read-out": "Poisson noise, 30 photons at white, and read-out noise of sigma 20 of 255",
+    "impulse-30": "Salt-and-pepper noise, 30 % of the pixels, no other noise; where they are is found first",
+    "inpaint-50": "Inpainting, half of the pixels known, no noise",
+    "inpaint-10": "Inpainting, a tenth of the pixels known, no noise",
+    "superres-4": "Four times the resolution, no noise",
     "deblur-1.6": "Gaussian blur of 1.6 pixels and noise of sigma sqrt(2) of 255",
 }
 
 
+REFEREES = ("referee", "referee, untrained", "referee, untrained, with BM3D")
 SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
 
 
@@ -116,7 +121,7 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             where = " out of the middle of pictures of CBSD68" if source == "cbsd68" else ""
             text += [f"## {SOURCES[source]}{title}, {side}x{side}{where}", "", *table(mine)]
             text += without_the_retaken(mine) if source == "set12" else []
-            found = [sentence for row in ("referee", "referee with BM3D") for sentence in regret(mine, row)]
+            found = [sentence for row in REFEREES for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():
         text += [f"## {'Pictures in colour' if 'colour' in name else 'Grey pictures'} at sigma 25", "",

@@ -240,8 +240,9 @@ def _restore(
     if config.few_step is not None:
         raise UserError(f"--restore {few_step.NO_DENOISER}{f', {config.start}' if config.start else ''}")
     options = command.restoring
-    if command.prior is not None and options.method == AUTO and options.task == "denoise":
-        options = dataclasses.replace(options, method=pretrained.PRIORS[command.prior].denoises_by)
+    if command.prior is not None and options.method == AUTO:
+        row = pretrained.PRIORS[command.prior]
+        options = dataclasses.replace(options, method=row.denoises_by if options.task == "denoise" else row.explains_by)
     measured = checked_restoring(options, command.seed)
 
     from dipddpm_jax.commands import restore_by_prior, sample

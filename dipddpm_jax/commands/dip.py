@@ -114,7 +114,7 @@ class DipJob:
         self.step, self.total = int(states.step.max()), config.num_steps
         self.batch = Batch(self.fit, self.fits.problems, states, jax.default_backend() != "cpu")
         self.clock, self.began = fit_cost.Clock(config.num_steps), time.monotonic()
-        self.chunk = run.chunk or fit_cost.short_chunk(config, boxes, len(given.names))
+        self.chunk = run.chunk or fit_cost.short_chunk(config, boxes, len(given.names), run.save_every)
         self._end_if_stopped()
 
     def advance(self, count: int) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:

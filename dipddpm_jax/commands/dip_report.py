@@ -50,7 +50,7 @@ def write_pictures(workdir: Path, config: DipConfig, given: Measurements, result
             "picture": name, "restored_is": chosen, "step": result.steps[i].tolist(),
             "stopped": result.stopped[i].tolist(), "sigma": 255 * float(given.sigma[i]),
             "estimated_psnr": decibels(float(result.error[i]))}
-        if config.task == "denoise" and not config.peak and given.sigma[i] > 0:
+        if config.task == "denoise" and not config.peak and given.known is None and given.sigma[i] > 0:
             simple = means_beside(given.measurements[i], float(given.sigma[i]))
             row["non_local_means"] = {"estimated_psnr": decibels(simple.error)}
             if given.clean is not None:

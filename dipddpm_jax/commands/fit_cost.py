@@ -9,6 +9,7 @@ from dipddpm_jax import devices, memory
 from dipddpm_jax.commands.fits import OVERLAP, repeats
 from dipddpm_jax.commands.tiles import Box, tile_boxes
 from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.convolution.cost import divisor
 from dipddpm_jax.dip.fit import Dip, DipProblem
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
@@ -74,12 +75,16 @@ def check_fit_memory(config: DipConfig, fit: Dip, boxes: list[Box], channels: in
     return f"{what}, at most {config.num_steps} steps, about {memory.in_words(held + work)} of memory"
 
 
-def short_chunk(config: DipConfig, boxes: list[Box], pictures: int) -> int:
-    """Steps in one device call: SHORT seconds' worth on a CPU, so that the progress bar moves soon, at most 50."""
+def short_chunk(config: DipConfig, boxes: list[Box], pictures: int, whole: int) -> int:
+    """Steps in one device call: SHORT seconds' worth on a CPU, so that the progress bar moves soon, at most 50. Where
+    that makes them not fewer than half as many, they divide `whole` steps: what is left of those would be compiled
+    once more, which can take as long as all the rest."""
     pixels = pictures * repeats(config) * len(boxes) * boxes[0][2] * boxes[0][3]
     if jax.default_backend() != "cpu":
         return MOST_STEPS
-    return max(1, min(MOST_STEPS, round(SHORT / (STEP_SECONDS.get(config.network, 3e-6) * pixels))))
+    most = max(1, min(MOST_STEPS, round(SHORT / (STEP_SECONDS.get(config.network, 3e-6) * pixels))))
+    even = divisor(whole, most)
+    return even if 2 * even >= most else most
 
 
 class Clock:

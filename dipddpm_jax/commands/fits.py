@@ -15,7 +15,7 @@ from dipddpm_jax.commands import measurements, tiles
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip import Dip, DipProblem, DipState, stopping, study
-from dipddpm_jax.dip.crossfit import COUNTS_MISFIT, small_skip_net
+from dipddpm_jax.dip.crossfit import counts_misfit, small_skip_net
 from dipddpm_jax.dip.folds import block_masks, fold_masks
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
@@ -75,8 +75,7 @@ def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
         dip.backtracking(adam, config.fall_back) if config.fall_back else adam,
         measurements.operator(config, size), make_rule(config), study.oracle if config.stop == "oracle" else None,
         variant.code_rule(adam, config.jitter),
-        # Without the peak, a factor, it is of the scale of a squared error, which penalties are weighed against.
-        misfit=COUNTS_MISFIT if config.peak else noises.squared_error,
+        misfit=counts_misfit(measurements.counts(config)) if config.peak else noises.squared_error,
         penalty=variant.penalty(variant.weight if config.weight is None else config.weight), size=size)
 
 

@@ -13,7 +13,7 @@ from dipddpm_jax.data.arrays import Origin
 from dipddpm_jax.data.photographs import PHOTOGRAPHS
 from dipddpm_jax.data.pictures import known_pixels, square
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.inverse import noise_level, noises, operators, whiteness
+from dipddpm_jax.inverse import impulses, noise_level, noises, operators, whiteness
 
 
 class Measurements(NamedTuple):
@@ -70,6 +70,11 @@ def blended(
     return restored + share * (1 if known is None else known) * (y - restored) if share else restored
 
 
+def counts(config: DipConfig) -> noises.Poisson:
+    """The noise of photons, `--peak` of them at white, and of reading them out."""
+    return noises.Poisson(config.peak, (config.sigma or 0) / 255)
+
+
 def operator(config: DipConfig, size: tuple[int, int]) -> operators.Operator:
     """What the task observes of a restored picture of this size."""
     if config.task == "superres":
@@ -90,7 +95,8 @@ def degraded(config: DipConfig, source: Source, checksums: dict[str, int]) -> Me
             notes += (f"cut from {before[1]}x{before[0]} to {size[1]}x{size[0]} pixels, which --factor {config.factor} "
                       "divides",)
     size = clean.shape[1:3]
-    sigma = (25.0 if config.task == "denoise" else 0.0) if config.sigma is None else config.sigma
+    alone = config.task == "denoise" and config.impulse is None
+    sigma = (25.0 if alone else 0.0) if config.sigma is None else config.sigma
     observe = operator(config, size)
     known = _mask(config, size, len(clean), checksums)
 
@@ -98,13 +104,20 @@ def degraded(config: DipConfig, source: Source, checksums: dict[str, int]) -> Me
         key = jax.random.fold_in(jax.random.key(config.seed), i)
         y = observe(jnp.asarray(clean[i]))
         if config.peak is not None:
-            return np.asarray(noises.add_poisson(key, y, config.peak))
-        return np.asarray(noises.add_gaussian(key, y, sigma / 255) if sigma else y)
+            y = noises.add_poisson(key, y, config.peak, counts(config).sigma)
+        elif sigma:
+            y = noises.add_gaussian(key, y, sigma / 255)
+        return np.asarray(y if config.impulse is None else impulses.add_impulses(
+            jax.random.fold_in(key, 200), y, config.impulse))
 
     measurements = np.stack([one(i) for i in range(len(clean))])
+    if config.impulse is not None:
+        known = _without_impulses(source.names, measurements)
     if known is not None:
         measurements = measurements * known
-    noise = np.sqrt(clean.mean((1, 2, 3)) / config.peak) if config.peak else np.full(len(clean), sigma / 255)
+    noise = np.full(len(clean), sigma / 255)
+    if config.peak is not None:
+        noise = np.sqrt(clean.mean((1, 2, 3)) / config.peak + counts(config).sigma ** 2)
     return Measurements(source.names, measurements, clean, known, noise.astype(np.float32), size, True, source.whites,
                         source.origins, checksums, notes)
 
@@ -121,8 +134,10 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
         raise UserError(f"--clean has {clean.shape[2]}x{clean.shape[1]} pixels and the restored picture will have "
                         f"{size[1]}x{size[0]}; they must be equal")
     known = _mask(config, size, len(given), checksums)
-    shared = [config.task == "denoise" and whiteness.is_correlated(y) for y in given]
-    sigma = np.array([config.sigma / 255 if config.sigma is not None else
+    if config.impulse is not None:
+        known = _without_impulses(source.names, given)
+    shared = [config.task == "denoise" and known is None and whiteness.is_correlated(y) for y in given]
+    sigma = np.array([config.sigma / 255 if config.sigma is not None and config.peak is None else
                       noise_level.estimate_sigma(y, None if known is None else known[i]) if not shared[i] else
                       whiteness.level_at(y, whiteness.FAR) for i, y in enumerate(given)])
     if known is not None:
@@ -159,6 +174,18 @@ def _correlation_note(names: tuple[str, ...], shared: list[bool]) -> tuple[str, 
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return (f"the noise of {', '.join(found[:3])}{more} is correlated between neighbouring pixels; rules and methods "
             "that take it for white go wrong",)
+
+
+def _without_impulses(
+    names: tuple[str, ...], given: Pictures
+) -> Float[np.ndarray, "n h w 1"]:
+    """1 where no impulse struck. Raises UserError for a picture of which nothing is left."""
+    known = np.stack([impulses.not_impulses(y) for y in given])
+    for name, left in zip(names, known.mean((1, 2, 3))):
+        if left == 0:
+            raise UserError(f"{name}: all pixels are black or white against what is about them; without --impulse they "
+                            "are taken as they are")
+    return known
 
 
 def _mask(config: DipConfig, size: tuple[int, int], count: int, checksums: dict[str, int]) -> Pictures | None:

@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dipddpm_jax.commands.fits import Fits, holds_out_blocks, take
-from dipddpm_jax.commands.measurements import Measurements, blended
+from dipddpm_jax.commands.measurements import Measurements, blended, counts
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
 from dipddpm_jax.dip.folds import cross_fit_errors
 from dipddpm_jax.dip.problem import is_stuck
-from dipddpm_jax.inverse.noises import Gaussian, Poisson
+from dipddpm_jax.inverse.noises import Gaussian
 
 Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
@@ -85,7 +85,7 @@ def _cross_fit_errors(
             observed = jnp.stack([fit.observe(jnp.asarray(row)) for row in rows[mine]])
             y = problems.measurement[0]
             known = jnp.ones_like(y) if problems.known is None else jnp.broadcast_to(problems.known[0], y.shape)
-            noise = Poisson(config.peak) if config.peak else Gaussian(jnp.asarray(given.sigma[i]))
+            noise = counts(config) if config.peak else Gaussian(jnp.asarray(given.sigma[i]))
             part = cross_fit_errors(observed, y, problems.held_out, known, noise.variance(observed.mean(0)))
             errors[i] += float(part.overall(known.mean())) / len(fits.boxes)
     return errors
@@ -144,7 +144,7 @@ def _not_fired(config: DipConfig, result: Outcome, more: str) -> list[str]:
 def _no_better(config: DipConfig, given: Measurements, result: Outcome) -> list[str]:
     """A line for each picture whose estimated error reaches sigma^2, the error of the measurement itself; for denoising
     only, where the two can be compared."""
-    if config.task != "denoise" or config.stop == "oracle":
+    if config.task != "denoise" or given.known is not None or config.stop == "oracle":
         return []
     lines = []
     for name, error, sigma in zip(given.names, result.error, given.sigma.astype(np.float64)):

@@ -12,7 +12,7 @@ import numpy as np
 
 from dipddpm_jax import plots, records
 from dipddpm_jax.commands.dip_report import enlarged, memory_peak, psnr_and_ssim
-from dipddpm_jax.commands.measurements import Measurements, blended, operator
+from dipddpm_jax.commands.measurements import Measurements, blended, counts, operator
 from dipddpm_jax.commands.outcome import decibels
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig
@@ -22,12 +22,14 @@ from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text, writing
 from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
-from dipddpm_jax.inverse.noises import Gaussian, Poisson
+from dipddpm_jax.inverse.noises import Gaussian
+
+FAR_OUT = 10  # from grey, white being 1: no restorer that works comes near it
 
 
 def measurement_of(given: Measurements, i: int, config: DipConfig) -> Measurement:
     """The i-th measurement as restorers take it; equal operators are one, for which restorers are compiled once."""
-    noise = Poisson(config.peak) if config.peak else Gaussian(float(given.sigma[i]))
+    noise = counts(config) if config.peak else Gaussian(float(given.sigma[i]))
     if given.known is None:
         observe = _operator(config, given.size)
     else:
@@ -90,10 +92,14 @@ def _with_blend(share: float, found: Restoration, given: Measurements, i: int) -
 
 
 def _write(workdir: Path, given: Measurements, i: int, found: Restoration, measurement: Measurement) -> dict[str, Any]:
-    """Pictures of one restoration; returns its row of results.json. Raises UserError when it is not finite."""
+    """Pictures of one restoration; returns its row of results.json. Raises UserError when it is not finite, or too far
+    from black and white to be a picture."""
     restored = np.asarray(found.picture, np.float32)
     if not np.isfinite(restored).all():
         raise UserError(f"{given.names[i]} came out as NaN or infinite; another --method may help")
+    if np.abs(restored - 0.5).max() > FAR_OUT:
+        raise UserError(f"{given.names[i]} came out with numbers from {restored.min():.3g} to {restored.max():.3g}, "
+                        "black being 0 and white 1: the method diverged; another --method (weighted, pigdm) may help")
     folder = workdir if len(given.names) == 1 else workdir / given.names[i]
     folder.mkdir(exist_ok=True)
     residual = np.asarray(measurement.operator.forward(found.picture)) - given.measurements[i]

@@ -18,6 +18,7 @@ from dipddpm_jax.commands.sources import LEAST_SIDE
 from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse.impulses import not_impulses
 from dipddpm_jax.inverse.noise_level import estimate_sigma
 from dipddpm_jax.inverse.whiteness import FAR, is_correlated, level_at
 
@@ -43,7 +44,7 @@ def restore(
     noisy: np.ndarray, *, task: str = "denoise", mask: np.ndarray | None = None, factor: int | None = None,
     blur: float | None = None, sigma: float | None = None, network: str | None = None, stop: str = "held-out",
     num_steps: int | None = None, folds: int | None = None, seed: int = 0, progress: bool = False,
-    method: str = "dip", blend: float = 0.0,
+    method: str = "dip", blend: float = 0.0, peak: float | None = None, impulse: bool = False,
 ) -> np.ndarray:
     """Restores one picture by fitting an untrained network to it (deep image prior, Ulyanov et al. 2018), until a rule
     that sees nothing but the picture says stop: restored = f(z), z fixed noise, min |A f(z) - noisy|^2.
@@ -54,10 +55,12 @@ def restore(
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
-    picture's units, estimated if it is None: stop="discrepancy" uses it, and the total variation of ten fits. `blend`,
-    0 to 1, is the share of `noisy` that is mixed back in where it is known. `network`, `stop`, `num_steps` and `folds`
-    are those of `dipddpm-jax dip`, whose defaults, ten fits for a small picture, they have. Equal seeds give equal
-    pictures. `progress` shows a bar.
+    picture's units, estimated if it is None: stop="discrepancy" uses it, and the total variation of ten fits. With
+    `peak` the noise is that of photons, so many at the picture's highest number (bytes: at 255) and none at 0, and
+    `sigma` what reading them out adds. With `impulse`, pixels that are black or white against what is about them count
+    as missing (`inverse.impulses`). `blend`, 0 to 1, is the share of `noisy` that is mixed back in where it is known.
+    `network`, `stop`, `num_steps` and `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a small
+    picture, they have. Equal seeds give equal pictures. `progress` shows a bar.
 
     `method` "dip" is that. The others of `commands.restorers.RESTORERS` take none of its options but `sigma`, and show
     no bar: "photos", a pretrained model of photographs, which denoises in seconds; "cross-fit", "self-diffusion",
@@ -70,7 +73,7 @@ def restore(
               if value is not None}
     for name, value in (("task", task), ("network", network or DipConfig.network), ("stop", stop)):
         check_name(DipConfig, name, value)
-    picture, known, units = _checked(noisy, task, mask)
+    picture, known, units = _checked(noisy, task, mask, peak is not None)
     _check_options(task, factor=factor, blur=blur)
     if stop == "oracle":
         raise UserError("stop='oracle' needs the clean picture, which is not known here")
@@ -78,15 +81,17 @@ def restore(
         check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})}, sigma)
     config = DipConfig(
         task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop, blend=blend, seed=seed,
+        peak=peak, impulse=0.5 if impulse else None,
         factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, **chosen)
     check_dip(config)
     config = recommended(config, chosen, picture.shape[0] * picture.shape[1])
-    if method == "dip" and sigma is not None and stop != "discrepancy" and config.variant != "tv":
+    if method == "dip" and sigma is not None and peak is None and stop != "discrepancy" and config.variant != "tv":
         raise UserError(f"sigma does nothing with stop={stop!r} and one fit: it is for stop='discrepancy'")
     y = units.inside(picture)
-    correlated = task == "denoise" and is_correlated(y)
+    known = not_impulses(y) if impulse else known
+    correlated = task == "denoise" and known is None and is_correlated(y)
     estimated = level_at(y, FAR) if correlated else estimate_sigma(y, known)
-    level = estimated if sigma is None else sigma / units.span
+    level = estimated if sigma is None or peak is not None else sigma / units.span
     scale = config.factor if task == "superres" else 1
     size = (y.shape[0] * scale, y.shape[1] * scale)
     y = y if known is None else y * known
@@ -96,7 +101,7 @@ def restore(
 
 
 def _checked(
-    noisy: np.ndarray, task: str, mask: np.ndarray | None
+    noisy: np.ndarray, task: str, mask: np.ndarray | None, counts: bool
 ) -> tuple[Shaped[np.ndarray, "h w c"], Float[np.ndarray, "h w 1"] | None, Units]:
     """The picture with an axis of channels, what is known of it, and its units. Raises UserError."""
     array = np.asarray(noisy)
@@ -111,6 +116,10 @@ def _checked(
     if not np.isfinite(values).all():
         raise UserError("the picture holds numbers that are not finite (inf or nan)")
     low, high = (0.0, 255.0) if array.dtype == np.uint8 else (float(values.min()), float(values.max()))
+    if counts:
+        low = 0.0
+        if not high > 0:
+            raise UserError(f"with peak, numbers stand for photons; the highest of the picture is {high:g}")
     if values.min() == values.max():
         raise UserError("all numbers of the picture are equal: there is nothing to restore")
     units = Units(low, high - low, array.dtype, array.ndim == 2)
@@ -159,7 +168,7 @@ def _fitted(config: DipConfig, given: Measurements, progress: bool) -> Float[np.
     fit_cost.check_fit_memory(config, fit, boxes, channels, 1)
     fits = make_fits(config, given)
     batch = Batch(fit, fits.problems, start_fits(config, fit, fits), jax.default_backend() != "cpu")
-    step, chunk = 0, fit_cost.short_chunk(config, boxes, 1)
+    step, chunk = 0, fit_cost.short_chunk(config, boxes, 1, config.num_steps)
     with tqdm(total=config.num_steps, unit="step", dynamic_ncols=True, disable=not progress) as bar:
         while step < config.num_steps and not np.all(batch.part.stopped):
             count = min(chunk, config.num_steps - step)

@@ -37,6 +37,7 @@ from dipddpm_jax.inverse.measurement import Restore
 MAKERS: dict[str, Callable[..., Restore]] = {
     "truncated": truncated_reverse.truncated_reverse, "ddnm": ddnm.ddnm, "diffpir": diffpir.diffpir, "dps": dps.dps,
     "pigdm": pigdm.pigdm, "matched": partial(pigdm.pigdm, variance=pigdm.matched_variance),
+    "weighted": partial(pigdm.pigdm, variance=pigdm.weighted_variance),
     "decoupled": decoupled.decoupled, "adapted": adaptation.adapted,
 }
 

@@ -25,10 +25,14 @@ class DipConfig:
     """The clean picture: with --image, to compare with afterwards; without, it is degraded and restored."""
     task: Literal["denoise", "inpaint", "superres", "deblur"] = "denoise"
     sigma: float | None = None
-    """Standard deviation of Gaussian noise, of 255: what a clean picture gets (default: 25 to denoise, else 0), or what
-    is known of the noise of --image (default: estimated)."""
+    """Standard deviation of Gaussian noise, of 255: what a clean picture gets (default: 25 to denoise, with --peak or
+    --impulse 0, else 0), or what is known of the noise of --image (default: estimated; with --peak 0)."""
     peak: float | None = None
-    """Photons at white: Poisson instead of Gaussian noise, for what a clean picture gets and for the likelihood."""
+    """Photons at white: Poisson noise, for what a clean picture gets and for the likelihood. With --sigma, Gaussian
+    noise of that level comes on top: what reading the photons out adds."""
+    impulse: float | None = None
+    """Salt-and-pepper noise: the share of a clean picture's pixels that become black or white; of a given one any share
+    above 0. Pixels that are black or white against what is about them count as missing then."""
     mask: Path | None = None
     """To inpaint: a picture of the same size, white where --image is known."""
     keep: float = 0.5
@@ -142,8 +146,8 @@ class StagedRun:
     """Go on with the staged fit in --workdir, as it was configured."""
 
 
-MEASURING = ("image", "clean", "task", "sigma", "peak", "mask", "keep", "factor", "blur", "size", "crop", "blend",
-             "seed")
+MEASURING = ("image", "clean", "task", "sigma", "peak", "impulse", "mask", "keep", "factor", "blur", "size", "crop",
+             "blend", "seed")
 """Fields of DipConfig that say what is measured, and how much of it stays; the others say how a deep image prior is
 fitted to it."""
 CROSS_FITTED = 64 * 64  # most pixels, of all pictures of a run, that are cross-fitted by default: what was measured

@@ -21,7 +21,8 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
     _check_names(config)
     _check_integers(config, run)
     _check_bounds({
-        "--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9), "--keep": (config.keep, 1e-3, 1),
+        "--sigma": (config.sigma, 0, 1000), "--peak": (config.peak, 1e-3, 1e9),
+        "--impulse": (config.impulse, 1e-3, 0.95), "--keep": (config.keep, 1e-3, 1),
         "--factor": (config.factor, 2, 32), "--blur": (config.blur, 1e-2, 100), "--size": (config.size, 8, 2**14),
         "--crop": (config.crop, 8, 2**14), "--blend": (config.blend, 0, 1),
         "--weight": (config.weight, 0, 1e9), "--jitter": (config.jitter, 0, 9),
@@ -47,6 +48,8 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
         raise UserError("--stop discrepancy compares squared errors with Gaussian noise; with --peak use another rule")
     if config.blend and config.task not in ("denoise", "inpaint"):
         raise UserError(f"--blend mixes measured pixels back in; --task {config.task} has none of the picture's own")
+    if config.impulse is not None and config.task != "denoise":
+        raise UserError(f"--impulse is for --task denoise; got --task {config.task}")
     if config.mask is not None and config.task != "inpaint":
         raise UserError("--mask is for --task inpaint")
 
@@ -99,8 +102,6 @@ def idle_options(config: DipConfig | StagedConfig) -> dict[str, str]:
         idle["--patience"] = f"--stop {config.stop} does not wait"
     if isinstance(config, StagedConfig):
         return idle
-    if config.peak is not None:
-        idle["--sigma"] = "--peak makes the noise that of photons"
     if config.task != "superres":
         idle["--factor"] = "it is for --task superres"
     if config.task != "deblur":

@@ -33,7 +33,8 @@ PRIOR_METHODS = {
     "dps": RestoringMethod("DPS, Chung et al. 2023", gradient=True),
     "pigdm": RestoringMethod("PiGDM, Song et al. 2023", gradient=True),
     "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells", gradient=True),
-    "decoupled": RestoringMethod("decoupled steps, as DAPS, with that variance", gradient=True),
+    "weighted": RestoringMethod("PiGDM with that variance where it is large, for photographs", gradient=True),
+    "decoupled": RestoringMethod("decoupled steps, as DAPS, with the variance of matched", gradient=True),
     "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024",
                                gradient=True, more=4),
     "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False,
@@ -65,9 +66,9 @@ class RestoreOptions:
     blend: float = 0.0
     """Share of the measured picture that is mixed back into what is restored, from 0 to 1; to denoise or inpaint."""
     method: str = AUTO
-    """auto (truncated to denoise, by --prior photos one-step-turned; else matched), one-step, one-step-turned,
-    truncated, ddnm, diffpir, dps, pigdm, matched, decoupled, adapted, learned-start, educated-start or self-diffusion:
-    docs/results/together.md compares them."""
+    """auto (truncated to denoise, else matched; by --prior photos one-step-turned, else weighted), one-step,
+    one-step-turned, truncated, ddnm, diffpir, dps, pigdm, matched, weighted, decoupled, adapted, learned-start,
+    educated-start or self-diffusion: docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""
     samples: int = 8

@@ -32,7 +32,12 @@ from dipddpm_jax.types import Image
 PATIENCE = 300  # steps without a lower held-out error after which a fit stops
 NEVER = stopping.never()
 CHUNK = 100  # steps in one device call
-COUNTS_MISFIT = poisson_misfit(1.0)  # without the peak it is of the scale of a squared error: (f - y)^2 / (2 x)
+
+
+def counts_misfit(noise: Poisson) -> Callable[[Image, Image], Image]:
+    """The misfit of photons without their peak, a factor: it is of the scale of a squared error, (f - y)^2 / (2 x),
+    which penalties are weighed against."""
+    return poisson_misfit(1.0, float(noise.shift))
 
 
 def small_skip_net(channels: int) -> nn.Module:
@@ -57,7 +62,7 @@ def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_
     (`cross_fit_errors`), of A x if A is no mask. Holes of a mask are assumed to lie as pixels do that are drawn at
     random. The measurement must have the axes (row, column, channel). Not for use under `jit`.
     """
-    fit_for = _remembered(fits or (lambda channels: a_fit(channels=channels)))
+    fit_for = remembered(fits or (lambda channels: a_fit(channels=channels)))
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         known = observed_pixels(measurement, key)
@@ -73,7 +78,7 @@ def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_step
     """A restorer at the cost of two fits: one that holds out one of `share` parts says when to stop, and a second one
     with the same weights and code, which sees all known pixels, is stopped at that step. `evidence.error` is that of
     the first fit where it is blind, an upper bound in expectation."""
-    fit_for = _remembered(fits or (lambda channels: a_fit(channels=channels)))
+    fit_for = remembered(fits or (lambda channels: a_fit(channels=channels)))
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         known = observed_pixels(measurement, key)
@@ -171,15 +176,15 @@ class _Kind(NamedTuple):
     channels: int
     size: tuple[int, int]
     observe: Callable[[Image], Array]
-    counts: bool
+    misfit: Callable[[Image, Image], Image]
 
 
-def _remembered(fits: Callable[[int], Dip]) -> Callable[[Measurement, Float[Array, "..."]], Dip]:
+def remembered(fits: Callable[[int], Dip]) -> Callable[[Measurement, Float[Array, "..."]], Dip]:
     """The fit of a measurement; the same object for measurements of one kind, so that it is compiled once."""
     @functools.lru_cache
     def fit_of(kind: _Kind) -> Dip:
         return dataclasses.replace(fits(kind.channels), observe=kind.observe, size=kind.size,
-                                   misfit=COUNTS_MISFIT if kind.counts else squared_error)
+                                   misfit=kind.misfit)
 
     def fit_for(measurement, known):
         shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
@@ -187,6 +192,8 @@ def _remembered(fits: Callable[[int], Dip]) -> Callable[[Measurement, Float[Arra
         masks = shape == known.shape and bool(jnp.array_equal(measurement.operator.forward(probe), known * probe))
         # DipProblem.known does what a mask does, and one program serves all masks.
         observe = identity.forward if masks else measurement.operator.forward
-        return fit_of(_Kind(shape[-1], shape[:2], observe, isinstance(measurement.noise, Poisson)))
+        noise = measurement.noise
+        misfit = counts_misfit(noise) if isinstance(noise, Poisson) else squared_error
+        return fit_of(_Kind(shape[-1], shape[:2], observe, misfit))
 
     return fit_for

@@ -23,16 +23,35 @@ def unit_variance(c: Transition, backward: Backward, signs: Images) -> Float[Arr
 
 
 def matched_variance(c: Transition, backward: Backward, signs: Images) -> Float[Array, "n"]:
-    """r^2 = s^2 / a tr(J) / d, the mean variance of p(x0 | x_t), whose covariance is s^2 / a J (Tweedie's second-order
-    formula; Boys et al. 2023); the trace by one vector of random signs (Hutchinson 1989)."""
-    trace = (signs * backward(signs)).reshape(len(signs), -1).mean(1)
-    return jnp.maximum(c.noise**2 / c.a * trace, 1e-8)
+    """r^2 = tr(C) / d, the mean variance of p(x0 | x_t), whose covariance is C = s^2 / a J (Tweedie's second-order
+    formula; Boys et al. 2023); the trace by one vector of random signs (Hutchinson 1989).
+
+    It counts at least as much as its estimate may be wrong by: at the first times, where s / a is large, that of a
+    trained network may come out below 0. Where a picture is uncertain in few directions, as photographs are in their
+    coarse features, steps along these go too far, and chains diverge: take `weighted_variance`.
+    """
+    trace, squares, error = _traces(backward, signs)
+    return jnp.maximum(c.noise**2 / c.a * jnp.maximum(trace, error), 1e-8)
+
+
+def weighted_variance(c: Transition, backward: Backward, signs: Images) -> Float[Array, "n"]:
+    """r^2 = tr(C^2) / tr(C): the mean of the variances of p(x0 | x_t) along C's axes, each weighed by itself, since the
+    correction C A^T (...) goes along those that are large. At least `matched_variance`, and equal if all are alike."""
+    trace, squares, error = _traces(backward, signs)
+    return jnp.maximum(c.noise**2 / c.a * squares / jnp.maximum(trace, error), 1e-8)
+
+
+def _traces(backward: Backward, signs: Images) -> tuple[Float[Array, "n"], Float[Array, "n"], Float[Array, "n"]]:
+    """tr(J) / d and tr(J^2) / d by one vector of signs n, and how far off the first may be, |J n| / d."""
+    pulled = backward(signs).reshape(len(signs), -1)
+    squares = jnp.square(pulled).mean(1)
+    return (signs.reshape(pulled.shape) * pulled).mean(1), squares, jnp.sqrt(squares / pulled.shape[1])
 
 
 def pigdm(prior: DiffusionPrior, calls: int = 50, samples: int = 1, variance: Variance = unit_variance) -> Restore:
     """The denoiser of the posterior, walked by ancestral steps with the posterior's variance.
 
-    A step costs the network's gradient beside its value; with `matched_variance` it costs two gradients.
+    A step costs the network's gradient beside its value; with the variances that need J it costs two gradients.
     """
     return reverse(prior, guided_step(variance), calls, samples)
 

@@ -26,7 +26,8 @@ def unbiased_inverse(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 def stabilised(restore: Restore) -> Restore:
     """A restorer of Gaussian noise, for Poisson noise too: the picture becomes anscombe(peak y) / s with noise of
-    standard deviation 1 / s, where s = anscombe(peak) is that of white; what is restored is transformed back.
+    standard deviation 1 / s, where s = anscombe(peak) is that of white; what is restored is transformed back. Read-out
+    noise shifts the counts by its variance, before and after (Mäkitalo and Foi 2013).
 
     Its estimate of the error and its spread, which belong to the transformed picture, are dropped. Raises UserError for
     Poisson noise behind an operator, since the transform of A x is not linear in x.
@@ -37,9 +38,10 @@ def stabilised(restore: Restore) -> Restore:
             return restore(measurement, key)
         if operator != identity:
             raise UserError("Anscombe's transform denoises counts; it cannot look through an operator")
-        white = anscombe(jnp.asarray(noise.peak, y.dtype))
-        inner = restore(Measurement(anscombe(noise.peak * y) / white, operator, Gaussian(1 / white)), key)
-        picture = unbiased_inverse(inner.picture * white) / noise.peak
+        white = anscombe(jnp.asarray(noise.peak * (1 + noise.shift), y.dtype))
+        inner = restore(Measurement(anscombe(noise.peak * (y + noise.shift)) / white, operator, Gaussian(1 / white)),
+                        key)
+        picture = jnp.maximum(unbiased_inverse(inner.picture * white) / noise.peak - noise.shift, 0)
         return Restoration(picture, None, inner.evidence._replace(error=None))
 
     return restore_either

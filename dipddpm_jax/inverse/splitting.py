@@ -36,12 +36,14 @@ def split_noise(measurement: Measurement, key: Key[Array, ""], share: float = 0.
     Gaussian noise (Noisier2Noise: Moran et al. 2020; data fission: Leiner et al. 2023): with n ~ N(0, sigma^2) and
     a^2 = (1 - share) / share, y1 = y + a n and y2 = y - n / a have covariance sigma^2 - sigma^2 = 0 and variances
     sigma^2 / share and sigma^2 / (1 - share). Poisson noise: of the N = peak y photons, N1 ~ Binomial(N, share) and
-    N - N1 are independent and Poisson; y1 = N1 / (share peak), y2 = (N - N1) / ((1 - share) peak).
+    N - N1 are independent and Poisson; y1 = N1 / (share peak), y2 = (N - N1) / ((1 - share) peak). Photons with
+    read-out noise are no whole numbers: they are split as Gaussian noise is, n with the variance that y itself says.
+    That is linear in y, so that y1 and y2 are uncorrelated, though not independent.
 
     Raises UserError where there is no noise to split.
     """
     y, operator, noise = measurement
-    if isinstance(noise, Poisson):
+    if isinstance(noise, Poisson) and not float(noise.sigma):
         counts = jnp.rint(noise.peak * jnp.maximum(y, 0))
         first = jax.random.binomial(key, counts, share).astype(y.dtype)
         peak = noise.peak * share
@@ -51,10 +53,12 @@ def split_noise(measurement: Measurement, key: Key[Array, ""], share: float = 0.
     if not float(noise.sigma) > 0:
         raise UserError("there is no noise to split: the noise of the measurement has sigma 0")
     ratio = ((1 - share) / share) ** 0.5
-    drawn = noise.sigma * jax.random.normal(key, y.shape, y.dtype)
-    seen = Measurement(y + ratio * drawn, operator, Gaussian(noise.sigma / share**0.5))
-    variance = jnp.square(jnp.asarray(noise.sigma, y.dtype)) / (1 - share)
-    return Halves(seen, operator, y - drawn / ratio, variance, jnp.ones_like(y))
+    variance = noise.variance(y)
+    drawn = jnp.sqrt(variance) * jax.random.normal(key, y.shape, y.dtype)
+    sigma = noise.sigma / share**0.5
+    first = Poisson(noise.peak * share, sigma) if isinstance(noise, Poisson) else Gaussian(sigma)
+    return Halves(Measurement(y + ratio * drawn, operator, first), operator, y - drawn / ratio,
+                  variance.mean() / (1 - share), jnp.ones_like(y))
 
 
 def split_pixels(known: Float[Array, "h w 1"], share: float = 0.9) -> Split:

@@ -238,6 +238,26 @@ def test_tasks_measure_what_they_say(tmp_path, task, extra, shape):
         np.testing.assert_array_equal(given.measurements, given.clean * given.known)
 
 
+def test_impulses_count_as_missing_and_read_out_noise_adds_to_that_of_photons(tmp_path):
+    picture = np.clip(a_picture(48, 48), 60, 190)
+    Image.fromarray(picture).save(tmp_path / "clean.png")
+    given = measurements.load_measurements(DipConfig(clean=tmp_path / "clean.png", impulse=0.3))
+    assert abs(given.known.mean() - 0.7) < 0.05 and given.sigma[0] == 0
+    np.testing.assert_array_equal(given.measurements, given.clean * given.known)
+    black_or_white = 255 * (np.indices((48, 48)).sum(0) % 2)[..., None]
+    struck = np.where(given.known[0] == 1, picture, black_or_white).astype(np.uint8)
+    Image.fromarray(struck).save(tmp_path / "struck.png")
+    again = measurements.load_measurements(DipConfig(image=str(tmp_path / "struck.png"), impulse=0.1))
+    np.testing.assert_array_equal(again.known, given.known)
+    dim, bright = (measurements.load_measurements(DipConfig(clean=tmp_path / "clean.png", peak=1000.0, sigma=sigma))
+                   for sigma in (25.5, None))
+    assert dim.sigma[0] ** 2 == pytest.approx(bright.sigma[0] ** 2 + 0.01, rel=1e-4)
+    for one in (dim, bright):
+        assert np.std(one.measurements - one.clean) == pytest.approx(one.sigma[0], rel=0.1)
+    config = DipConfig(peak=1000.0, sigma=25.5)
+    assert measurements.counts(config) == (1000.0, 0.1)
+
+
 def bad(tmp_path, kind):
     """(arguments, words of the message)"""
     path = tmp_path / "bad.png"

@@ -157,3 +157,11 @@ def test_a_long_fit_says_once_what_it_will_take(monkeypatch):
     clock = fit_cost.Clock(1000)
     told = [clock.tick(step) for step in (50, 100, 150)]
     assert told == [None, "0.2 s a step: at most 3 min more", None]
+
+
+@pytest.mark.parametrize("whole, side, wanted", [(500, 64, 10), (1500, 64, 15), (499, 64, 16), (500, 8, 50)])
+def test_chunks_divide_the_steps_between_saves(monkeypatch, whole, side, wanted):
+    """What is left over would be compiled once more."""
+    config = DipConfig(network="skip-small", folds=10)
+    monkeypatch.setattr(fit_cost, "SHORT", 16 * 64**2 * 10 * fit_cost.STEP_SECONDS.get("skip-small", 3e-6))
+    assert fit_cost.short_chunk(config, [(0, 0, side, side)], 1, whole) == wanted

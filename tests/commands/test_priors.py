@@ -85,6 +85,20 @@ def test_the_prior_of_photographs_denoises_a_picture_of_any_size(tmp_path, monke
     assert restored.shape == clean.shape and after < before / 5  # 7 dB
 
 
+def test_the_prior_of_photographs_fills_holes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clean = photograph("coffee")[100:140, -64:].mean(-1, keepdims=True).astype(np.float32) / 255
+    known = np.random.default_rng(0).uniform(size=clean.shape) < 0.5
+    write_picture(tmp_path / "holes.png", clean * known)
+    write_picture(tmp_path / "mask.png", known.astype(np.float32))
+    cli.sample_main(["--prior", "photos-grey", "--restore", "holes.png", "--task", "inpaint", "--mask", "mask.png",
+                     "--calls", "10", "--samples", "2"])
+    assert "weighted: PiGDM" in capsys.readouterr().out  # what auto is for this prior
+    (file,) = tmp_path.glob("runs/*/restored.png")
+    restored = read_picture(file).astype(np.float32).reshape(*clean.shape[:2], -1).mean(-1, keepdims=True) / 255
+    assert np.mean((restored - clean)[~known] ** 2) < np.var(clean) / 3
+
+
 def test_the_page_of_priors_is_that_of_their_cards():
     assert (REPO / "docs" / "priors.md").read_text() == priors.page()
 

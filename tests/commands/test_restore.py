@@ -58,6 +58,25 @@ def test_options_reach_the_measurement_in_the_pictures_units(monkeypatch):
     np.testing.assert_array_equal(known.measurements[0, ..., 0][~mask], 0)
 
 
+def test_photons_and_impulses_reach_the_measurement(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_fitted", lambda config, given, progress: seen.append((config, given))
+                        or np.zeros((*given.size, 1), np.float32))
+    counts = (5 + 20 * scene(16)).astype(np.uint16)
+    restore(counts, peak=float(counts.max()), sigma=2.0)
+    config, given = seen[-1]
+    np.testing.assert_allclose(given.measurements[0, ..., 0], counts / counts.max(), rtol=1e-6)  # no photons are 0
+    assert config.peak == counts.max() and config.sigma == pytest.approx(255 * 2 / counts.max())
+    struck = (100 + 50 * scene(16)).astype(np.uint8)
+    struck[3, 4], struck[9, 9] = 0, 255
+    restore(struck, impulse=True)
+    np.testing.assert_array_equal(np.argwhere(seen[-1][1].known[0, ..., 0] == 0), [[3, 4], [9, 9]])
+    with pytest.raises(UserError, match="photons"):
+        restore(-counts.astype(np.float32), peak=30.0)
+    with pytest.raises(UserError, match="impulse"):
+        restore(struck, impulse=True, task="deblur", blur=1.0)
+
+
 BAD = {
     "not finite": dict(noisy=np.full((8, 8), np.nan)),
     "all numbers of the picture are equal": dict(noisy=np.full((8, 8), 3.0)),

@@ -25,7 +25,7 @@ def test_numbers_that_are_not_finite_or_absurd_are_refused_everywhere(value):
 
 
 @pytest.mark.parametrize("changes, option", [
-    ({"peak": 30.0, "sigma": 25.0}, "--sigma"), ({"weight": 0.1, "task": "deblur"}, "--weight"),
+    ({"weight": 0.1, "task": "deblur"}, "--weight"),
     ({"factor": 4}, "--factor"),
     ({"task": "deblur", "factor": 2}, "--factor"), ({"task": "superres", "blur": 2.0}, "--blur"),
     ({"keep": 0.3}, "--keep"), ({"task": "inpaint", "mask": Path("m.png"), "keep": 0.3}, "--keep"),

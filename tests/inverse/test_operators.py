@@ -120,6 +120,22 @@ def test_noise_has_its_moments():
     assert float(noises.add_gaussian(jax.random.key(0), grey, 9.0).max()) == 1
 
 
+def test_read_out_noise_adds_to_that_of_photons():
+    noise = noises.Poisson(20.0, 0.1)
+    clean = jnp.full((300, 300, 1), 0.3)
+    y = noise.draw(jax.random.key(0), clean)
+    np.testing.assert_allclose([y.mean(), y.var()], [0.3, 0.3 / 20 + 0.01], rtol=0.02)
+    np.testing.assert_allclose(noise.variance(clean)[0, 0], 0.3 / 20 + 0.01, rtol=1e-5)
+    assert noise.shift == pytest.approx(0.2)  # which makes the variance that of counts, mean / peak
+    assert (0.3 + noise.shift) / noise.peak == pytest.approx(float(noise.variance(clean)[0, 0, 0]))
+
+
+def test_poisson_misfit_with_read_out_noise_is_that_of_shifted_counts():
+    observed, y = jnp.asarray([0.1, 0.5]), jnp.asarray([0.2, -0.1])
+    np.testing.assert_allclose(noises.poisson_misfit(1.0, 0.2)(observed, y),
+                               noises.poisson_misfit(1.0)(observed + 0.2, y + 0.2), rtol=1e-6)
+
+
 def test_poisson_misfit_is_least_at_the_measurement():
     measured = jnp.array([0.0, 0.2, 0.7])
     misfit = noises.poisson_misfit(30.0)

@@ -129,6 +129,18 @@ def test_gaussian_halves_are_independent_and_make_up_the_whole():
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / 400
 
 
+def test_halves_of_photons_with_read_out_noise_are_uncorrelated():
+    noise = Poisson(10.0, 0.05)
+    y = noise.draw(jax.random.key(0), jnp.full((400, 400, 1), 0.5))
+    halves = splitting.split_noise(Measurement(y, operators.identity, noise), jax.random.key(1), 0.8)
+    first, second = halves.seen.y.ravel() - 0.5, halves.kept.ravel() - 0.5
+    assert abs(float(jnp.corrcoef(first, second)[0, 1])) < 0.01
+    grey = jnp.full((1,), 0.5)
+    np.testing.assert_allclose(first.var(), halves.seen.noise.variance(grey)[0], rtol=0.02)
+    np.testing.assert_allclose(second.var(), halves.variance, rtol=0.02)
+    np.testing.assert_allclose(halves.variance, noise.variance(grey)[0] / 0.2, rtol=0.02)
+
+
 def test_poisson_halves_are_independent_and_make_up_the_whole():
     y = Poisson(10.0).draw(jax.random.key(0), jnp.full((400, 400, 1), 0.5))
     halves = splitting.split_noise(Measurement(y, operators.identity, Poisson(10.0)), jax.random.key(1), 0.8)
@@ -160,6 +172,10 @@ def test_a_restorer_of_gaussian_noise_restores_counts():
     restoration = anscombe.stabilised(mean)(Measurement(y, operators.identity, Poisson(20.0)), jax.random.key(0))
     assert float(restoration.picture[0, 0, 0]) == pytest.approx(0.4, abs=0.01)
     assert restoration.evidence.error is None
+    dim = Poisson(20.0, 0.2)  # reading out adds more noise than the photons have
+    y = dim.draw(jax.random.key(0), jnp.full((64, 64, 1), 0.4))
+    restoration = anscombe.stabilised(mean)(Measurement(y, operators.identity, dim), jax.random.key(0))
+    assert float(restoration.picture[0, 0, 0]) == pytest.approx(0.4, abs=0.015)
     with pytest.raises(UserError, match="operator"):
         anscombe.stabilised(mean)(
             Measurement(y, operators.masked(jnp.ones((64, 64, 1))), Poisson(20.0)), jax.random.key(0))
