@@ -125,7 +125,7 @@ def test_the_matched_variance_is_that_of_the_clean_picture_given_the_noisy_one()
 def test_variances_of_what_is_uncertain_in_few_directions():
     """C = J s^2 / a with eigenvalues 1 (a tenth of all) and 0.01: the mean is 0.109, the weighted one 0.918."""
     c = jax.tree.map(lambda row: row[0], transitions(SCHEDULE, (400, 0)))
-    eigenvalues = jnp.where(jnp.arange(SIDE * SIDE) % 10 == 0, 1.0, 0.01).reshape(SIDE, SIDE, 1) * c.a / c.noise**2
+    eigenvalues = jnp.where(jnp.arange(SIDE * SIDE) % 10 == 0, 1.0, 0.01).reshape(1, SIDE, SIDE, 1) * c.a / c.noise**2
     signs = jax.random.rademacher(jax.random.key(0), (2, SIDE, SIDE, 1), jnp.float32)
     mean = float(jnp.mean(eigenvalues) * c.noise**2 / c.a)
     weighted = float(jnp.mean(eigenvalues**2) / jnp.mean(eigenvalues) * c.noise**2 / c.a)
