@@ -1,6 +1,6 @@
 """The README's first run, timed: train.py as a newcomer types it, its picture, and how many of its digits can be read.
 
-    python benchmarks/default_run.py [--steps N] [--seed N] [--pages]
+    python benchmarks/default_run.py [--steps N] [--seed N] [--guidances W ...] [--pages]
 
 Reads the samples with a support vector machine that was trained on the same 4,500 digits (its own accuracy on the 500
 held-out ones stands beside), and has the digits judge compare them with the 4,500. Writes pictures and
@@ -24,6 +24,7 @@ from dipddpm_jax import records  # noqa: E402
 
 RESULTS = REPO / "docs" / "results"
 COUNT = 1000
+GUIDANCE = 1.0  # of the default preset
 
 
 def timed(*command: str) -> float:
@@ -56,26 +57,34 @@ def judged(images: np.ndarray, labels: np.ndarray, seed: int) -> dict:
             "worst_class": min(found["label_accuracies"].values())}
 
 
-def measure(steps: int | None, seed: int) -> dict:
-    """One run from a cold start: its figures, and its picture in docs/results."""
+def measure(steps: int | None, seed: int, guidances: list[float]) -> list[dict]:
+    """One run from a cold start, drawn from as it is and with other guidances: its figures, and its picture in
+    docs/results."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         os.environ["XDG_CACHE_HOME"] = folder  # a cold compilation cache, as on a fresh machine
         length = [] if steps is None else ["--steps", str(steps)]
         seconds = timed("train.py", *length, "--workdir", str(workdir), "--seed", str(seed))
-        sampling = timed("sample.py", str(workdir), "--count", str(COUNT), "--out", f"{folder}/samples")
-        held = np.load(f"{folder}/samples/samples.npz")
-        share, real = readable(held["images"], held["labels"])
-        quality = judged(held["images"], held["labels"], seed)  # only now, since JAX would share the cores
+        drawn = []
+        for guidance in (None, *guidances):
+            more = [] if guidance is None else ["--guidance", str(guidance)]
+            out = f"{folder}/samples-{guidance}"
+            sampling = timed("sample.py", str(workdir), "--count", str(COUNT), "--out", out, *more)
+            drawn.append((guidance, sampling, np.load(f"{out}/samples.npz")))
+        figures = []
+        for guidance, sampling, held in drawn:  # only now, since JAX would share the cores
+            share, real = readable(held["images"], held["labels"])
+            figures.append({"guidance": guidance, "sampling_seconds": round(sampling), "read": share,
+                            "real_read": real, **judged(held["images"], held["labels"], seed)})
         rows = records.read_lines(workdir / "metrics.jsonl")
         name = (f"digits_{steps}.png" if steps else "digits.png") if seed == 0 else None  # one picture is enough
         RESULTS.mkdir(parents=True, exist_ok=True)
         if name:
             (RESULTS / name).write_bytes((workdir / "samples.png").read_bytes())
     losses = [r["held_out_loss"] for r in rows if "held_out_loss" in r]
-    return {"steps": rows[-1]["step"], "seconds": round(seconds), "sampling_seconds": round(sampling),
-            "held_out_loss": losses[-1], "best_held_out_loss": min(losses), "read": share, "real_read": real,
-            **quality, "picture": name, **records.provenance(seed)}
+    of_all = {"steps": rows[-1]["step"], "seconds": round(seconds), "held_out_loss": losses[-1],
+              "best_held_out_loss": min(losses), **records.provenance(seed)}
+    return [{**of_all, **row, "picture": None if row["guidance"] else name} for row in figures]
 
 
 def sentence(runs: list[dict]) -> str:
@@ -111,10 +120,10 @@ def table(results: list[dict]) -> str:
     """docs/longer_runs.md: each row with its own date, machine and code, and a warning where these differ."""
     lines = ["# What longer runs give", "", "The default preset, trained longer; everything else as it is. The "
              "schedule of the learning rate stretches with the run.", "",
-             "| steps | seconds | held-out loss at the end | at its best | FD(digits) | samples read as asked for, by "
-             "the judge | by the reader | measured | code | picture |", "|---" * 10 + "|"]
-    lines += [f"| {r['steps']} | {r['seconds']} | {r['held_out_loss']:.4f} | {r['best_held_out_loss']:.4f} | "
-              f"{r['fd']:.2f} | {100 * r['label_accuracy']:.1f} % | {100 * r['read']:.1f} % | {r['date']}, "
+             "| steps | guidance | seconds | held-out loss at the end | at its best | FD(digits) | samples read as asked "
+             "for, by the judge | by the reader | measured | code | picture |", "|---" * 11 + "|"]
+    lines += [f"| {r['steps']} | {r.get('guidance') or GUIDANCE:g} | {r['seconds']} | {r['held_out_loss']:.4f} | "
+              f"{r['best_held_out_loss']:.4f} | {r['fd']:.2f} | {100 * r['label_accuracy']:.1f} % | {100 * r['read']:.1f} % | {r['date']}, "
               f"{r['machine']}, seed {r['seed']} | {code_of(r)} | {shown(r['picture'])} |" for r in results]
     codes = list(dict.fromkeys(code_of(r) for r in results))
     if len(codes) > 1:
@@ -135,16 +144,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="another length than the default's")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidances", nargs="*", type=float, default=[], help="to draw with besides the run's own")
     parser.add_argument("--pages", action="store_true", help="measure nothing, write docs/longer_runs.md again")
     args = parser.parse_args()
     log = RESULTS / "default_run.jsonl"
     if args.pages:
         (REPO / "docs" / "longer_runs.md").write_text(table(records.read_lines(log)))
         return
-    result = measure(args.steps, args.seed)
+    result, *others = measure(args.steps, args.seed, args.guidances)
     kept = [r for r in records.read_lines(log) if (r["steps"], r["seed"]) != (result["steps"], result["seed"])]
-    results = sorted([*kept, result], key=lambda r: (r["steps"], r["seed"]))
-    text = sentence([r for r in results if r["steps"] == result["steps"] and code_of(r) == code_of(result)])
+    results = sorted([*kept, result, *others], key=lambda r: (r["steps"], r.get("guidance") or 0, r["seed"]))
+    text = sentence([r for r in results if r["steps"] == result["steps"] and not r.get("guidance")
+                     and code_of(r) == code_of(result)])
     print(text)
     records.write_lines(log, results)
     (REPO / "docs" / "longer_runs.md").write_text(table(results))
