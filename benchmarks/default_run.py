@@ -120,11 +120,12 @@ def table(results: list[dict]) -> str:
     """docs/longer_runs.md: each row with its own date, machine and code, and a warning where these differ."""
     lines = ["# What longer runs give", "", "The default preset, trained longer; everything else as it is. The "
              "schedule of the learning rate stretches with the run.", "",
-             "| steps | guidance | seconds | held-out loss at the end | at its best | FD(digits) | samples read as asked "
-             "for, by the judge | by the reader | measured | code | picture |", "|---" * 11 + "|"]
+             "| steps | guidance | seconds | held-out loss at the end | at its best | FD(digits) | samples read as "
+             "asked for, by the judge | by the reader | measured | code | picture |", "|---" * 11 + "|"]
     lines += [f"| {r['steps']} | {r.get('guidance') or GUIDANCE:g} | {r['seconds']} | {r['held_out_loss']:.4f} | "
-              f"{r['best_held_out_loss']:.4f} | {r['fd']:.2f} | {100 * r['label_accuracy']:.1f} % | {100 * r['read']:.1f} % | {r['date']}, "
-              f"{r['machine']}, seed {r['seed']} | {code_of(r)} | {shown(r['picture'])} |" for r in results]
+              f"{r['best_held_out_loss']:.4f} | {r['fd']:.2f} | {100 * r['label_accuracy']:.1f} % | "
+              f"{100 * r['read']:.1f} % | {r['date']}, {r['machine']}, seed {r['seed']} | {code_of(r)} | "
+              f"{shown(r['picture'])} |" for r in results]
     codes = list(dict.fromkeys(code_of(r) for r in results))
     if len(codes) > 1:
         lines += ["", f"**These rows are of {len(codes)} versions of the code** ({', '.join(codes)}): neither their "

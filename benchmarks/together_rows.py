@@ -218,6 +218,7 @@ def methods(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]]
         "PiGDM, matched": lambda: pigdm.pigdm(prior, **many, variance=pigdm.matched_variance),
         "DAPS, s/a": lambda: decoupled.decoupled(prior, **many, variance=decoupled.noise_variance),
         "decoupled, matched": lambda: decoupled.decoupled(prior, **many),
+        "PiGDM, weighted": lambda: pigdm.pigdm(prior, **many, variance=pigdm.weighted_variance),
         "PiGDM, matched, 3 times the chains": lambda: pigdm.pigdm(
             prior, c.calls, THRICE * c.samples, pigdm.matched_variance),
         "truncated, 12 times the chains": lambda: truncated_reverse.truncated_reverse(
