@@ -20,7 +20,8 @@ class DipCommand:
     run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
     method: Literal["dip", "auto", "photos", "cross-fit", "self-diffusion", "pixel-pairs", "non-local-means",
                     "total-variation", "wavelets"] = "dip"
-    """dip: what the other options describe. photos: the pretrained model of photographs, which denoises in seconds.
+    """dip: what the other options describe. photos: the pretrained model of photographs, which denoises in
+    seconds, and fills, sharpens or enlarges small pictures in a minute.
     auto: an average of several, weighed by a referee that hides part of the measurement from them. All but dip take
     only options that say what is restored, and write into runs/restored-NUMBER unless --workdir is given."""
 

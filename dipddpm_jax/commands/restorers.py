@@ -16,6 +16,7 @@ from dipddpm_jax.dip.crossfit import a_fit, cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.hybrids.pigdm import pigdm, weighted_variance
 from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step
 from dipddpm_jax.inverse import operators, splitting
@@ -26,6 +27,7 @@ from dipddpm_jax.inverse.referee import stacked
 PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
 FOLDS = CROSS_FIT["folds"]
 FEW_PIXELS = 10 * 256**2  # of all fits at once, that every machine's memory holds
+CALLS, CHAINS = 50, 4  # of a prior that a measurement guides
 EXACT = 1e-6  # variance, white being 1: noise below this is too weak to be split
 
 
@@ -65,8 +67,16 @@ def photographs_prior(channels: int) -> DiffusionPrior:
 
 
 def _photos(channels: int) -> Restore:
+    """One step to denoise; chains that the measurement guides, where an operator stands before the picture."""
     prior = photographs_prior(channels)
-    return _within_memory(stabilised(one_step(prior, turned=True)), partial(check_chains_memory, prior))
+    denoise = _within_memory(stabilised(one_step(prior, turned=True)), partial(check_chains_memory, prior))
+    explain = _within_memory(pigdm(prior, CALLS, CHAINS, weighted_variance),
+                             partial(check_chains_memory, prior, chains=CHAINS, gradient=True))
+
+    def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        return (denoise if measurement.operator == operators.identity else explain)(measurement, key)
+
+    return restore
 
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
@@ -79,7 +89,7 @@ RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictur
     "wavelets": lambda channels: classical.bayes_shrink(),
 }
 DENOISERS = ("photos", "cross-fit", "pixel-pairs", "non-local-means", "total-variation")  # what "auto" averages
-FILLERS = ("cross-fit", "self-diffusion")  # and where pixels are missing
+FILLERS = ("photos", "cross-fit", "self-diffusion")  # and where pixels are missing
 WITHOUT_SIGMA = ("pixel-pairs",)
 
 
@@ -104,11 +114,16 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
     if method != "auto":
         return _made(RESTORERS[method], channels)
     if known is not None:
-        return stacked(_of(FILLERS, channels), split=splitting.split_pixels(known))
+        return stacked(_of(_able(FILLERS, channels), channels), split=splitting.split_pixels(known))
     if measurement.operator != operators.identity or float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
                         f"choose one of {', '.join(RESTORERS)}")
-    return stacked(_of(tuple(name for name in DENOISERS if name != "photos" or channels in PHOTO_CHANNELS), channels))
+    return stacked(_of(_able(DENOISERS, channels), channels))
+
+
+def _able(names: tuple[str, ...], channels: int) -> tuple[str, ...]:
+    """Those that take pictures with so many channels."""
+    return tuple(name for name in names if name != "photos" or channels in PHOTO_CHANNELS)
 
 
 def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:

@@ -195,6 +195,17 @@ def test_the_prior_of_photographs_restores_pictures_of_any_size(grey):
     assert found.dtype == np.uint8 and found.shape == clean.shape and after < before / 5
 
 
+def test_the_prior_of_photographs_enlarges_pictures(monkeypatch):
+    monkeypatch.setattr(restorers, "CALLS", 10)
+    restorers._made.cache_clear()
+    clean = photograph("chelsea")[100:140, -64:].mean(-1).astype(np.float32) / 255
+    small = clean.reshape(20, 2, 32, 2).mean((1, 3))
+    found = restore(small, task="superres", factor=2, method="photos")
+    restorers._made.cache_clear()
+    repeated = np.repeat(np.repeat(small, 2, 0), 2, 1)
+    assert np.mean((found - clean) ** 2) < 0.7 * np.mean((repeated - clean) ** 2)
+
+
 def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     """One restorer does nothing and one blurs: a smooth noisy picture wants the blur."""
     def blurred(measurement, key):
@@ -203,6 +214,7 @@ def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     known = {"cross-fit": lambda channels: blurred, "self-diffusion": lambda channels: blurred}
     monkeypatch.setattr(restorers, "RESTORERS", known | {"nothing": lambda channels: lambda m, key: Restoration(m.y)})
     monkeypatch.setattr(restorers, "DENOISERS", ("cross-fit", "nothing"))
+    monkeypatch.setattr(restorers, "FILLERS", ("cross-fit", "self-diffusion"))
     noisy = (scene() + 0.1 * np.random.default_rng(0).normal(size=(32, 32))).astype(np.float32)
     found = restore(noisy, method="auto")
     assert np.mean((found - scene()) ** 2) < 0.2 * np.mean((noisy - scene()) ** 2)
@@ -216,7 +228,6 @@ def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     ("makes no use of sigma", {"method": "pixel-pairs", "sigma": 0.1}),
     ("unknown method 'bm4d'", {"method": "bm4d"}),
     ("does not take num_steps, stop", {"method": "auto", "num_steps": 3, "stop": "wmv"}),
-    ("does nothing else", {"method": "photos", "task": "superres", "factor": 2}),
     ("knows no operator", {"method": "non-local-means", "task": "superres", "factor": 2}),
 ])
 def test_what_a_method_does_not_take(words, options):
