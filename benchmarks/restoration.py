@@ -12,7 +12,7 @@ pip install "dipddpm_jax[benchmark]".
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +36,7 @@ from benchmarks.restoration_tasks import (
     measured,
     nothing,
     richardson_lucy,
+    with_error,
 )
 from dipddpm_jax import classical, devices, plots, records
 from dipddpm_jax.commands import restorers, sources
@@ -55,16 +56,19 @@ from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Rest
 RESULTS = REPO / "docs" / "results"
 KEPT = REPO / "runs" / "restoration"  # the restored pictures
 SEEN: dict[tuple, Restoration] = {}  # what the referee has seen restored
+BEGUN: dict[str, Restoration] = {}  # what rows made of the picture at hand
 SHOWN = 128  # side of the middle of larger pictures, for the sheets
 
 
 class Row(NamedTuple):
-    """A method: how its restorer is made, what for, and whether it is told the true level of the noise."""
+    """A method: how its restorer is made, what for, whether it is told the true level of the noise, and what it goes on
+    from."""
 
     make: Callable[[], Restore]
     tasks: tuple[str, ...] = DENOISE
     told: bool = False
     draws: bool = True  # whether a seed changes it
+    begins: tuple[str, ...] = ()  # rows whose restorations it goes on from, and whose seconds are its own, too
 
 
 def one_fit(weight: float | None) -> Restore:
@@ -100,12 +104,31 @@ def photo_prior(calls: int = 0, turned: bool = False) -> Callable[[], Restore]:
     return lambda: lambda measurement, key: restorer_for(measurement.y.shape[-1])(measurement, key)
 
 
-def guided_prior() -> Restore:
-    """Four chains of 20 calls, guided by the measurement with the weighted variance, as `sample.py --restore` walks 50
-    (PiGDM)."""
+def guided_prior(chains: int = 4) -> Restore:
+    """Four chains (or more) of 20 calls, guided by the measurement with the weighted variance (PiGDM); `sample.py
+    --restore` takes 50 calls."""
     @functools.cache
     def restorer_for(channels: int) -> Restore:
-        return pigdm(restorers.photographs_prior(channels), 20, 4, weighted_variance)
+        return pigdm(restorers.photographs_prior(channels), 20, chains, weighted_variance)
+
+    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
+        shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+        return restorer_for(shape[-1])(measurement, key)
+
+    return restore
+
+
+def begun(name: str) -> Restore:
+    """What a row of that name has made of the picture at hand."""
+    return lambda measurement, key: BEGUN[name]
+
+
+def refined(estimate: Restore) -> Restore:
+    """An estimate, noised as far as it says that it is wrong, and walked back in eight calls of the prior of
+    photographs that the measurement guides; the mean of eight chains."""
+    @functools.cache
+    def restorer_for(channels: int) -> Restore:
+        return restorers.refined(estimate, channels)
 
     def restore(measurement: Measurement, key: jax.Array) -> Restoration:
         shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
@@ -144,6 +167,12 @@ ROWS: dict[str, Row] = {
                                              DENOISE[:3]),
     "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3]),
     "prior photos, guided": Row(guided_prior, INVERSE),
+    "prior photos, guided, 32 chains": Row(functools.partial(guided_prior, 32), HOLES),
+    "cross-fit, then prior photos": Row(lambda: refined(begun("cross-fit")), INVERSE, begins=("cross-fit",)),
+    "biharmonic, then prior photos": Row(lambda: refined(with_error(biharmonic)), HOLES),
+    "half cross-fit, half prior photos, guided": Row(
+        lambda: averaged(begun("cross-fit"), begun("prior photos, guided")), INVERSE,
+        begins=("cross-fit", "prior photos, guided")),
 }
 UNTRAINED = ("cross-fit", "pixel pairs", "non-local means", "total variation")
 JUDGED = {  # what the referee may choose from; BM3D is not ours to give
@@ -193,9 +222,17 @@ def kept_at(*parts: object) -> Path:
     return KEPT / ("_".join(str(part).replace("/", "-").replace(" ", "-") for part in parts) + ".npy")
 
 
-def line_of(row: str, key: tuple, clean: np.ndarray, found: Restoration, began: tuple[float, float]) -> dict:
-    """A result line; `core_seconds` is the time of all threads, which other work on the machine does not lengthen."""
-    seconds, core = time.monotonic() - began[0], time.process_time() - began[1]
+def kept(line: Mapping, path: Path) -> Restoration:
+    """A restoration that was made before."""
+    return Restoration(jnp.asarray(np.load(path)), None, Cost(steps=line["steps"], error=line["error"]))
+
+
+def line_of(row: str, key: tuple, clean: np.ndarray, found: Restoration, began: tuple[float, float],
+            before: Sequence[Mapping] = ()) -> dict:
+    """A result line; `core_seconds` is the time of all threads, which other work on the machine does not lengthen. What
+    it went on from counts too."""
+    seconds, core = (now - then + sum(line[name] for line in before) for name, now, then in (
+        ("seconds", time.monotonic(), began[0]), ("core_seconds", time.process_time(), began[1])))
     picture = np.asarray(found.picture, np.float32)
     path = kept_at(row, *key)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,12 +258,13 @@ def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: 
            known: Mapping[tuple, dict]) -> list[dict]:
     """Lines of what the referee chooses and of its average; the restorations of y are those of the rows, whose seconds
     count twice, once for the split measurement."""
-    if not all((name, *key) in known and kept_at(name, *key).is_file() for name in restorers):
+    if not all((name, *key) in known for name in restorers):
         return []
     began = time.monotonic(), time.process_time()
     shared = {name: remembered(name, key, one) for name, one in restorers.items()}
     choice = referee.recommend(shared, measurement, jax.random.key(key[-1]), split=splitting.split_noise)
-    pictures = {name: np.load(kept_at(name, *key)) for name in restorers}
+    pictures = {name: np.load(file) if (file := kept_at(name, *key)).is_file() else
+                np.asarray(one(measurement, jax.random.key(key[-1])).picture) for name, one in restorers.items()}
     stack = sum(weight * pictures[name] for name, weight in choice.weights.items())
     lines = []
     for suffix, picture, error in ((", best", pictures[choice.best], choice.errors[choice.best]),
@@ -264,13 +302,17 @@ def compute(c: Setting, file: Path) -> list[dict]:
                     except ImportError as error:
                         print(f"{row} is left out: {error}", flush=True)
                         break
+                    before = ROWS[row].begins if row in ROWS else ()
+                    if not all((one, *key) in known and kept_at(one, *key).is_file() for one in before):
+                        continue
+                    BEGUN.update({one: kept(known[(one, *key)], kept_at(one, *key)) for one in before})
                     y = measured(task, clean, place, seed, row in ROWS and ROWS[row].told)
                     if row in JUDGED:
                         new = judged(row, {one: made[one] for one in needed}, key, y, clean, known)
                     else:
                         start = time.monotonic(), time.process_time()
                         found = jax.block_until_ready(made[row](y, jax.random.key(seed)))
-                        new = [line_of(row, key, clean, found, start)]
+                        new = [line_of(row, key, clean, found, start, [known[(one, *key)] for one in before])]
                     lines += new
                     records.append_lines(file, new)
                     for line in new:

@@ -16,18 +16,21 @@ from dipddpm_jax.dip.crossfit import a_fit, cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids.pigdm import pigdm, weighted_variance
+from dipddpm_jax.hybrids.estimate_start import at_error, estimate_start
+from dipddpm_jax.hybrids.pigdm import guided_step, pigdm, weighted_variance
 from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step
 from dipddpm_jax.inverse import operators, splitting
 from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
+from dipddpm_jax.inverse.noises import Gaussian
 from dipddpm_jax.inverse.referee import stacked
 
 PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
 FOLDS = CROSS_FIT["folds"]
 FEW_PIXELS = 10 * 256**2  # of all fits at once, that every machine's memory holds
 CALLS, CHAINS = 50, 4  # of a prior that a measurement guides
+FEW_CALLS, FEW_CHAINS = 8, 8  # of a prior that goes on from an estimate
 EXACT = 1e-6  # variance, white being 1: noise below this is too weak to be split
 
 
@@ -79,9 +82,22 @@ def _photos(channels: int) -> Restore:
     return restore
 
 
+def refined(estimate: Restore, channels: int) -> Restore:
+    """Chains that begin with an estimate, noised as far as it is wrong by its own account, and that the measurement
+    guides, by the pretrained prior of photographs."""
+    prior = photographs_prior(channels)
+    chains = estimate_start(prior, estimate, at_error, FEW_CALLS, FEW_CHAINS, guided_step(weighted_variance))
+    return _within_memory(chains, partial(check_chains_memory, prior, chains=FEW_CHAINS, gradient=True))
+
+
+def _cross_fit(channels: int) -> Restore:
+    return _within_memory(cross_fitted(folds=FOLDS), partial(_require_fits, FOLDS))
+
+
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
     "photos": _photos,
-    "cross-fit": lambda channels: _within_memory(cross_fitted(folds=FOLDS), partial(_require_fits, FOLDS)),
+    "cross-fit": _cross_fit,
+    "cross-fit-photos": lambda channels: refined(_made(_cross_fit, channels), channels),
     "self-diffusion": _self_diffusion,
     "pixel-pairs": lambda channels: pixel_pairs(),
     "non-local-means": lambda channels: classical.non_local_means(),
@@ -89,7 +105,8 @@ RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictur
     "wavelets": lambda channels: classical.bayes_shrink(),
 }
 DENOISERS = ("photos", "cross-fit", "pixel-pairs", "non-local-means", "total-variation")  # what "auto" averages
-FILLERS = ("photos", "cross-fit", "self-diffusion")  # and where pixels are missing
+FILLERS = ("photos", "cross-fit-photos")  # and where pixels are missing
+UNTRAINED_FILLERS = ("cross-fit", "self-diffusion")  # where the prior of photographs cannot be asked
 WITHOUT_SIGMA = ("pixel-pairs",)
 
 
@@ -114,16 +131,13 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
     if method != "auto":
         return _made(RESTORERS[method], channels)
     if known is not None:
-        return stacked(_of(_able(FILLERS, channels), channels), split=splitting.split_pixels(known))
+        trained = channels in PHOTO_CHANNELS and isinstance(measurement.noise, Gaussian)
+        names = FILLERS if trained else UNTRAINED_FILLERS
+        return stacked(_of(names, channels), split=splitting.split_pixels(known))
     if measurement.operator != operators.identity or float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
                         f"choose one of {', '.join(RESTORERS)}")
-    return stacked(_of(_able(DENOISERS, channels), channels))
-
-
-def _able(names: tuple[str, ...], channels: int) -> tuple[str, ...]:
-    """Those that take pictures with so many channels."""
-    return tuple(name for name in names if name != "photos" or channels in PHOTO_CHANNELS)
+    return stacked(_of(tuple(name for name in DENOISERS if name != "photos" or channels in PHOTO_CHANNELS), channels))
 
 
 def _of(names: tuple[str, ...], channels: int) -> Mapping[str, Restore]:

@@ -15,7 +15,7 @@ from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import check_dip
 from dipddpm_jax.data.photographs import photograph
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.inverse.measurement import Restoration
+from dipddpm_jax.inverse.measurement import Cost, Restoration
 
 
 def scene(side=32):
@@ -206,6 +206,24 @@ def test_the_prior_of_photographs_enlarges_pictures(monkeypatch):
     assert np.mean((found - clean) ** 2) < 0.7 * np.mean((repeated - clean) ** 2)
 
 
+def test_the_prior_of_photographs_goes_on_from_a_cross_fit(monkeypatch):
+    """Holes that the fit filled with white noise of the level that it tells."""
+    clean = photograph("chelsea")[100:140, -64:].mean(-1).astype(np.float32) / 255
+    mask = np.random.default_rng(0).random(clean.shape) < 0.7
+    filled = np.where(mask, clean, clean + 0.1 * np.random.default_rng(1).normal(size=clean.shape))
+
+    def fit(measurement, key):
+        assert measurement.operator.forward(jnp.ones((40, 64, 1))).sum() == mask.sum()
+        return Restoration(jnp.asarray(filled[..., None], jnp.float32), None, Cost(error=0.01 * (1 - mask.mean())))
+
+    monkeypatch.setattr(restorers, "_cross_fit", lambda channels: fit)
+    restorers._made.cache_clear()
+    found = restore(np.where(mask, clean, 0), task="inpaint", mask=mask, sigma=0.0, method="cross-fit-photos")
+    restorers._made.cache_clear()
+    assert np.mean((found - clean) ** 2) < 0.2 * np.mean((filled - clean) ** 2)
+    np.testing.assert_allclose(found[mask], clean[mask], atol=0.02)
+
+
 def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     """One restorer does nothing and one blurs: a smooth noisy picture wants the blur."""
     def blurred(measurement, key):
@@ -214,7 +232,7 @@ def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     known = {"cross-fit": lambda channels: blurred, "self-diffusion": lambda channels: blurred}
     monkeypatch.setattr(restorers, "RESTORERS", known | {"nothing": lambda channels: lambda m, key: Restoration(m.y)})
     monkeypatch.setattr(restorers, "DENOISERS", ("cross-fit", "nothing"))
-    monkeypatch.setattr(restorers, "FILLERS", ("cross-fit", "self-diffusion"))
+    monkeypatch.setattr(restorers, "FILLERS", restorers.UNTRAINED_FILLERS)
     noisy = (scene() + 0.1 * np.random.default_rng(0).normal(size=(32, 32))).astype(np.float32)
     found = restore(noisy, method="auto")
     assert np.mean((found - scene()) ** 2) < 0.2 * np.mean((noisy - scene()) ** 2)
