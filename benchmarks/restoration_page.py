@@ -17,9 +17,17 @@ TITLES = {
     "superres-4": "Four times the resolution, no noise",
     "deblur-1.6": "Gaussian blur of 1.6 pixels and noise of sigma sqrt(2) of 255",
 }
+INVERSE = ("impulse-30", "inpaint-50", "inpaint-10", "superres-4", "deblur-1.6")
 
 
 REFEREES = ("referee", "referee, untrained", "referee, untrained, with BM3D")
+UNION = "cross-fit, then prior photos"
+PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
+         (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
+         (UNION, "biharmonic, then prior photos"), (UNION, "biharmonic"),
+         ("half cross-fit, half prior photos, guided", "cross-fit"),
+         ("half cross-fit, half prior photos, guided", "prior photos, guided"))
+LOOKED_AT = ("set12/01", "set12/02", "set12/03")
 SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
 
 
@@ -38,7 +46,9 @@ def by_picture(lines: list[dict], row: str, what: str = "psnr") -> dict[str, flo
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean of a few pictures, and half the width of its 95 % interval by Student's t; nan of one."""
+    """Mean of a few pictures, and half the width of its 95 % interval by Student's t; nan of one, or of none."""
+    if not values:
+        return float("nan"), float("nan")
     values = np.asarray(values, np.float64)
     half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return float(values.mean()), float(half)
@@ -83,14 +93,39 @@ def regret(lines: list[dict], row: str) -> list[str]:
     return text
 
 
+def pairs(lines: list[dict]) -> list[str]:
+    """Differences of two rows, picture by picture; of those that were found on the first three pictures, without these
+    too."""
+    means = {row: by_picture(lines, row) for row in dict.fromkeys(line["row"] for line in lines)}
+    text = []
+    for first, second in PAIRS:
+        shared = [name for name in means.get(first, ()) if name in means.get(second, ())]
+        later = [name for name in shared if name not in LOOKED_AT]
+        if not shared:
+            continue
+        found = [_difference(means[first], means[second], shared)]
+        if first == UNION and later and len(later) < len(shared):
+            fresh = _difference(means[first], means[second], later)
+            found.append(f"without the three on which the method was found {fresh}")
+        text.append(f"- {first}, less {second}: {'; '.join(found)}")
+    return [*text, ""] if text else []
+
+
+def _difference(first: dict[str, float], second: dict[str, float], names: list[str]) -> str:
+    mean, half = interval([first[name] - second[name] for name in names])
+    return f"{mean:+.2f} +- {half:.2f} dB (n = {len(names)})"
+
+
 def without_the_retaken(lines: list[dict]) -> list[str]:
     """What the trained priors of photographs gain over the control without Set12's picture 01, whose scene
     scikit-image's `camera`, a photograph that they were trained on, shows retaken."""
     against, text = by_picture(lines, CONTROL), []
     for row in dict.fromkeys(line["row"] for line in lines if line["row"].startswith("prior photos")):
         means = by_picture(lines, row)
-        mean, half = interval([means[name] - against[name] for name in means if name in against and name != RETAKEN])
-        text.append(f"{row} {mean:+.2f} +- {half:.2f}")
+        differences = [means[name] - against[name] for name in means if name in against and name != RETAKEN]
+        if differences:
+            mean, half = interval(differences)
+            text.append(f"{row} {mean:+.2f} +- {half:.2f}")
     return [f"Without picture 01, whose scene a training photograph of the priors shows again, less {CONTROL}: "
             f"{'; '.join(text)}.", ""] if text else []
 
@@ -121,6 +156,7 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             where = " out of the middle of pictures of CBSD68" if source == "cbsd68" else ""
             text += [f"## {SOURCES[source]}{title}, {side}x{side}{where}", "", *table(mine)]
             text += without_the_retaken(mine) if source == "set12" else []
+            text += pairs(mine) if task in INVERSE else []
             found = [sentence for row in REFEREES for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():

@@ -52,3 +52,14 @@ def test_pictures_of_another_size_stand_in_tables_of_their_own():
     larger = [{**line, "side": 256, "psnr": line["psnr"] + 1} for line in lines()]
     small, large = render([*larger, *lines()], {}, "").split("## Gaussian noise, sigma 25 of 255, 256x256")
     assert "| BM3D | 31.00 |" in small and "| BM3D | 32.00 |" in large and "| BM3D | 31.00 |" not in large
+
+
+def test_pairs_are_of_the_pictures_that_both_have_and_fresh_ones_stand_beside():
+    def line(row, name, psnr):
+        return {**next(lines()), "row": row, "picture": f"set12/{name}", "task": "impulse-30", "psnr": psnr}
+
+    made = [line("nothing", "01", 10.0)] + [line("cross-fit", f"0{i}", 30.0) for i in range(1, 6)]
+    made += [line("cross-fit, then prior photos", f"0{i}", 31.0 + (i > 3)) for i in range(1, 7)]
+    page = render(made, {}, "")
+    assert ("- cross-fit, then prior photos, less cross-fit: +1.40 +- 0.68 dB (n = 5); without the three on which the "
+            "method was found +2.00 +- 0.00 dB (n = 2)") in page

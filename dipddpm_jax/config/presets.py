@@ -17,7 +17,7 @@ from dipddpm_jax.config.sampler import SamplerConfig
 _NO_EMA = 0.0
 _MUON = OptimizerConfig("muon", 1e-2, warmup_steps=100, decay="cosine", clip_norm=1.0)
 _RECOMMENDED = TrainConfig(
-    network=UNet(width=32), schedule=ScheduleConfig("cosine"), batch_size=64, steps=600,
+    network=UNet(width=32), schedule=ScheduleConfig("cosine"), target="x0", batch_size=64, steps=600,
     optimizer=replace(_MUON, ema_decay=0.995), sampler=SamplerConfig(guidance=1.0))
 _SEVERAL_LABELS = TrainConfig(  # one picture in 4x4 pixels: small enough for a CPU
     network=UNet(width=48, patch_size=4, label_attention=True), schedule=ScheduleConfig("cosine"), target="x0",
