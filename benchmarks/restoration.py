@@ -57,6 +57,8 @@ RESULTS = REPO / "docs" / "results"
 KEPT = REPO / "runs" / "restoration"  # the restored pictures
 SEEN: dict[tuple, Restoration] = {}  # what the referee has seen restored
 BEGUN: dict[str, Restoration] = {}  # what rows made of the picture at hand
+SHEETS = {"restoration.png": ("sigma-25", "set12", 12), "restoration_colour.png": ("sigma-25", "cbsd68", 4),
+          "restoration_impulses.png": ("impulse-30", "set12", 6)}  # file -> task, set, most pictures
 SHOWN = 128  # side of the middle of larger pictures, for the sheets
 
 
@@ -351,8 +353,8 @@ def main(setting: Setting) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = compute(setting, out / "restoration.jsonl")
     columns = {}
-    for source, name, most in (("set12", "restoration.png", 12), ("cbsd68", "restoration_colour.png", 4)):
-        if found := sheet(lines, "sigma-25", source, most):
+    for name, (task, source, most) in SHEETS.items():
+        if found := sheet(lines, task, source, most):
             plots.picture(found[0]).save(out / name)
             columns[name] = found[1]
     page = out / "restoration.md"

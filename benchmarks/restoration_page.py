@@ -160,6 +160,8 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             found = [sentence for row in REFEREES for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():
-        text += [f"## {'Pictures in colour' if 'colour' in name else 'Grey pictures'} at sigma 25", "",
+        kind = ("Pictures in colour at sigma 25" if "colour" in name else
+                "Salt-and-pepper noise" if "impulses" in name else "Grey pictures at sigma 25")
+        text += [f"## {kind}, as pictures", "",
                  "Columns: " + "; ".join(shown) + ".", "", f"![All methods, a picture to a row]({name})", ""]
     return "\n".join(text)
