@@ -87,9 +87,9 @@ def regret(lines: list[dict], row: str) -> list[str]:
     each = {name: by_picture(lines, name) for name in names}
     best = {picture: max(found[picture] for found in each.values()) for picture in stack}
     single = max(np.mean([found[picture] for picture in stack]) for found in each.values())
-    text.append(f"- {row}: its choice lies {np.mean([best[p] - chosen[p] for p in stack]):.2f} dB (at most "
+    text.append(f"- {row}: its choice lies {np.mean([best[p] - chosen[p] for p in stack]):z.2f} dB (at most "
                 f"{max(best[p] - chosen[p] for p in stack):.2f}) below the best method of each picture, its average "
-                f"{np.mean(list(stack.values())) - single:+.2f} dB from the best single method for all.")
+                f"{np.mean(list(stack.values())) - single:+z.2f} dB from the best single method for all.")
     return text
 
 
