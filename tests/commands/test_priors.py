@@ -71,16 +71,6 @@ def test_a_prior_is_small_and_says_how_it_was_made(name):
         assert command.startswith("python train.py") and "/" not in command.replace("MODULE:", "")
 
 
-@pytest.mark.parametrize("name", [name for name in pretrained.PRIORS if not name.endswith("-fast")])
-def test_the_command_of_a_card_trains_what_the_file_holds(name, monkeypatch):
-    """Whatever becomes of the presets' defaults."""
-    asked = []
-    monkeypatch.setattr(cli, "_make_run", lambda config, run, preset: asked.append(config))
-    (command,) = pretrained.card_of_prior(name)["commands"]
-    cli.train_main(shlex.split(command)[2:])
-    assert asked == [pretrained.configuration_of_prior(name)[0]]
-
-
 def test_the_prior_of_photographs_denoises_a_picture_of_any_size(tmp_path, monkeypatch, capsys):
     """A part of a photograph that it was not trained on (the right fifth), of an odd size."""
     monkeypatch.chdir(tmp_path)
