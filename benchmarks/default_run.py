@@ -21,10 +21,11 @@ REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
 from dipddpm_jax import records  # noqa: E402
+from dipddpm_jax.config.presets import PRESETS  # noqa: E402
 
 RESULTS = REPO / "docs" / "results"
 COUNT = 1000
-GUIDANCE = 1.0  # of the default preset
+GUIDANCE = PRESETS["unet"][1].sampler.guidance
 
 
 def timed(*command: str) -> float:

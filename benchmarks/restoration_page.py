@@ -161,7 +161,7 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             text += [*found, ""] if found else []
     for name, shown in columns.items():
         kind = ("Pictures in colour at sigma 25" if "colour" in name else
-                "Salt-and-pepper noise" if "impulses" in name else "Grey pictures at sigma 25")
-        text += [f"## {kind}, as pictures", "",
+                "Grey pictures with salt-and-pepper noise" if "impulses" in name else "Grey pictures at sigma 25")
+        text += [f"## {kind}", "",
                  "Columns: " + "; ".join(shown) + ".", "", f"![All methods, a picture to a row]({name})", ""]
     return "\n".join(text)

@@ -112,9 +112,10 @@ def write(lines: list[dict[str, Any]], page: Path) -> None:
             own = [line for line in lines if line["recipe"] == recipe and line["set"] == kind]
             others = "".join(f", {key} {value}" for key, value in recipe.items()
                              if key not in ("denoiser", "samples", "calls", "deviation"))
+            where = "; ".join(sorted({line["where"] for line in own}))
             pictures, seeds = (len({line[key] for line in own}) for key in ("picture", "seed"))
             text += [f"### Denoiser: {recipe['denoiser']}; pictures: {kind}",
                      f"At most {pictures} pictures and {seeds} seeds, {recipe['samples']} chains of {recipe['calls']} "
-                     f"calls, s = {recipe['deviation']}{others}; {own[-1]['where']}.", "", *table(own), "", *gains(own)]
+                     f"calls, s = {recipe['deviation']}{others}; {where}.", "", *table(own), "", *gains(own)]
     before, _, rest = (page.read_text() if page.exists() else f"{BEGIN}\n{END}").partition(BEGIN)
     page.write_text(before + "\n".join([BEGIN, *text, END]) + rest.partition(END)[2])

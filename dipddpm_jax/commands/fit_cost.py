@@ -76,9 +76,9 @@ def check_fit_memory(config: DipConfig, fit: Dip, boxes: list[Box], channels: in
 
 
 def short_chunk(config: DipConfig, boxes: list[Box], pictures: int, whole: int) -> int:
-    """Steps in one device call: SHORT seconds' worth on a CPU, so that the progress bar moves soon, at most 50. Where
-    that makes them not fewer than half as many, they divide `whole` steps: what is left of those would be compiled
-    once more, which can take as long as all the rest."""
+    """Steps in one device call: SHORT seconds' worth on a CPU, so that the progress bar moves soon, at most 50. They
+    divide `whole` steps if that does not make them fewer than half as many: a last chunk of another length would be
+    compiled anew, which can take as long as all others."""
     pixels = pictures * repeats(config) * len(boxes) * boxes[0][2] * boxes[0][3]
     if jax.default_backend() != "cpu":
         return MOST_STEPS

@@ -113,6 +113,7 @@ def degraded(config: DipConfig, source: Source, checksums: dict[str, int]) -> Me
     measurements = np.stack([one(i) for i in range(len(clean))])
     if config.impulse is not None:
         known = _without_impulses(source.names, measurements)
+        notes += _impulse_note(source.names, known)
     if known is not None:
         measurements = measurements * known
     noise = np.full(len(clean), sigma / 255)
@@ -136,6 +137,7 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
     known = _mask(config, size, len(given), checksums)
     if config.impulse is not None:
         known = _without_impulses(source.names, given)
+    struck = () if config.impulse is None else _impulse_note(source.names, known)
     shared = [config.task == "denoise" and known is None and whiteness.is_correlated(y) for y in given]
     sigma = np.array([config.sigma / 255 if config.sigma is not None and config.peak is None else
                       noise_level.estimate_sigma(y, None if known is None else known[i]) if not shared[i] else
@@ -145,7 +147,7 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
     return Measurements(source.names, given, clean, known, sigma.astype(np.float32), size, False, source.whites,
                         source.origins, checksums,
                         source.notes + _noise_note(config, source) + _correlation_note(source.names, shared)
-                        + _range_note(config, source),
+                        + _range_note(config, source) + struck,
                         any(shared))
 
 
@@ -186,6 +188,12 @@ def _without_impulses(
             raise UserError(f"{name}: all pixels are black or white against what is about them; without --impulse they "
                             "are taken as they are")
     return known
+
+
+def _impulse_note(names: tuple[str, ...], known: Float[np.ndarray, "n h w 1"]) -> tuple[str, ...]:
+    """How many pixels count as missing, picture by picture."""
+    shares = ", ".join(f"{name} {100 * (1 - left):.1f} %" for name, left in zip(names, known.mean((1, 2, 3))))
+    return (f"pixels that are black or white against what is about them count as missing: {shares}",)
 
 
 def _mask(config: DipConfig, size: tuple[int, int], count: int, checksums: dict[str, int]) -> Pictures | None:

@@ -82,7 +82,7 @@ def restore(
         check_method(method, {**chosen, **({} if stop == "held-out" else {"stop": stop})}, sigma)
     config = DipConfig(
         task=task, sigma=None if sigma is None else 255 * float(sigma) / units.span, stop=stop, blend=blend, seed=seed,
-        peak=peak, impulse=0.5 if impulse else None,
+        peak=peak, impulse=0.5 if impulse else None,  # any share says that there are some
         factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, **chosen)
     check_dip(config)
     config = recommended(config, chosen, picture.shape[0] * picture.shape[1])

@@ -33,7 +33,7 @@ PRIOR_METHODS = {
     "dps": RestoringMethod("DPS, Chung et al. 2023", gradient=True),
     "pigdm": RestoringMethod("PiGDM, Song et al. 2023", gradient=True),
     "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells", gradient=True),
-    "weighted": RestoringMethod("PiGDM with that variance where it is large, for photographs", gradient=True),
+    "weighted": RestoringMethod("PiGDM with the variance of what is uncertain, for photographs", gradient=True),
     "decoupled": RestoringMethod("decoupled steps, as DAPS, with the variance of matched", gradient=True),
     "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024",
                                gradient=True, more=4),

@@ -75,10 +75,10 @@ def estimate_start(
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         guess_key, chain_key = jax.random.split(key)
+        sigma = float(gaussian_sigma(measurement.noise))  # what cannot be restored is refused before the estimate
         guess = estimate(measurement, guess_key)
         # The times are data, not part of the program: a t0 of its own for every picture compiles nothing.
         rows = transitions(prior.schedule, grid_from(prior, start(prior, guess), calls))
-        sigma = float(gaussian_sigma(measurement.noise))
         keys = jax.random.split(chain_key, samples)
         pictures = run(denoise, guess.picture, measurement.y, sigma, keys, rows, measurement.operator)
         cost = Cost(len(rows.t) * samples + guess.evidence.calls, guess.evidence.steps)

@@ -30,7 +30,7 @@ def matched_variance(c: Transition, backward: Backward, signs: Images) -> Float[
     trained network may come out below 0. Where a picture is uncertain in few directions, as photographs are in their
     coarse features, steps along these go too far, and chains diverge: take `weighted_variance`.
     """
-    trace, squares, error = _traces(backward, signs)
+    trace, _, error = _traces(backward, signs)
     return jnp.maximum(c.noise**2 / c.a * jnp.maximum(trace, error), 1e-8)
 
 

@@ -243,6 +243,7 @@ def test_impulses_count_as_missing_and_read_out_noise_adds_to_that_of_photons(tm
     Image.fromarray(picture).save(tmp_path / "clean.png")
     given = measurements.load_measurements(DipConfig(clean=tmp_path / "clean.png", impulse=0.3))
     assert abs(given.known.mean() - 0.7) < 0.05 and given.sigma[0] == 0
+    assert f"count as missing: clean {100 * (1 - given.known.mean()):.1f} %" in given.notes[-1]
     np.testing.assert_array_equal(given.measurements, given.clean * given.known)
     black_or_white = 255 * (np.indices((48, 48)).sum(0) % 2)[..., None]
     struck = np.where(given.known[0] == 1, picture, black_or_white).astype(np.uint8)

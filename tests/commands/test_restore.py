@@ -224,6 +224,16 @@ def test_the_prior_of_photographs_goes_on_from_a_cross_fit(monkeypatch):
     np.testing.assert_allclose(found[mask], clean[mask], atol=0.02)
 
 
+def test_photons_behind_holes_are_refused_before_anything_is_fitted(monkeypatch):
+    monkeypatch.setattr(restorers, "_cross_fit", lambda channels: lambda measurement, key: pytest.fail("it was fitted"))
+    restorers._made.cache_clear()
+    struck = (100 + 50 * scene(16)).astype(np.uint8)
+    struck[3, 4] = 255
+    with pytest.raises(UserError, match="Gaussian noise alone"):
+        restore(struck, peak=30.0, impulse=True, method="cross-fit-photos")
+    restorers._made.cache_clear()
+
+
 def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     """One restorer does nothing and one blurs: a smooth noisy picture wants the blur."""
     def blurred(measurement, key):
