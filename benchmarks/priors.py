@@ -73,6 +73,7 @@ def command_of(workdir: Path, step: int) -> str:
     config = shortened(config, step)
     base, words = PRESETS["unet"][1], ["python", "train.py"]
     if config.start is not None:
+        base = pretrained.configuration_of_start(config.start)[1]  # what --from takes over
         if config.start not in pretrained.PRIORS:
             config = dataclasses.replace(config, start="RUN")  # the one whose command stands before
     else:

@@ -10,6 +10,7 @@ Rows that need the package bm3d, whose licence allows no commercial use, are lef
 pip install "dipddpm_jax[benchmark]".
 """
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,12 +39,13 @@ from benchmarks.restoration_tasks import (
     richardson_lucy,
     with_error,
 )
+from benchmarks.together_rows import oracle
 from dipddpm_jax import classical, devices, plots, records
 from dipddpm_jax.commands import restorers, sources
 from dipddpm_jax.commands.dip_report import psnr_and_ssim
 from dipddpm_jax.data.photographs import PHOTOGRAPHS, photograph
 from dipddpm_jax.data.pictures import square
-from dipddpm_jax.dip import crossfit, folds
+from dipddpm_jax.dip import Dip, crossfit, folds
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.hybrids.averaged import averaged
@@ -64,25 +66,25 @@ SHOWN = 128  # side of the middle of larger pictures, for the sheets
 
 class Row(NamedTuple):
     """A method: how its restorer is made, what for, whether it is told the true level of the noise, and what it goes on
-    from."""
+    from. One whose name ends in "oracle" makes the restorer of a clean picture, which it sees."""
 
-    make: Callable[[], Restore]
+    make: Callable[[], Restore | Callable[[np.ndarray], Restore]]
     tasks: tuple[str, ...] = DENOISE
     told: bool = False
     draws: bool = True  # whether a seed changes it
     begins: tuple[str, ...] = ()  # rows whose restorations it goes on from, and whose seconds are its own, too
 
 
-def one_fit(weight: float | None) -> Restore:
-    """One deep image prior (DIP-TV with a weight; None: by the noise), stopped by a tenth of the pixels."""
-    fit_for = crossfit.remembered(lambda channels: crossfit.a_fit(channels=channels, weight=weight))
+def one_fit(fits: Callable[[int], Dip] | None = None) -> Restore:
+    """One deep image prior, by default DIP-TV with a weight by the noise, stopped by a tenth of the pixels."""
+    fit_for = crossfit.remembered(fits)
 
     def restore(measurement: Measurement, key: jax.Array) -> Restoration:
         known = crossfit.observed_pixels(measurement, key)
         fit = fit_for(measurement, known)
         parts = folds.fold_masks(jax.random.fold_in(key, 0), known, 10)[:1]
         problems, begun = crossfit.start_fold_fits(fit, measurement, known, parts, key)
-        states = crossfit.run_fits(fit, problems, begun, 1200)
+        states = crossfit.run_fits(fit, problems, begun, 1200 if math.prod(fit.size) <= crossfit.FEW_PIXELS else 2000)
         return Restoration(states.kept.average[0], None, Cost(steps=int(states.step[0])))
 
     return restore
@@ -139,6 +141,14 @@ def refined(estimate: Restore) -> Restore:
     return restore
 
 
+def refined_oracle(truth: np.ndarray) -> Restore:
+    """`refined` of the cross-fit at hand, from the best of several levels for this very picture, `together_rows.TRIED`
+    times the true error: how much the rule that finds the level loses."""
+    estimate, channels = begun("cross-fit"), truth.shape[-1]
+    make = functools.partial(restorers.refined, estimate, channels)
+    return oracle(restorers.photographs_prior(channels), estimate, lambda level: make(start=level))(truth)
+
+
 def self_diffused(steps: int, decay: float = 0.0, held_out: float = 0.0) -> Callable[[], Restore]:
     return lambda: self_diffusion(crossfit.small_skip_net(1), 40, steps, average_decay=decay, held_out=held_out)
 
@@ -155,10 +165,13 @@ ROWS: dict[str, Row] = {
     "BM3D": Row(bm3d_denoiser, draws=False),
     "BM3D, told": Row(bm3d_denoiser, DENOISE[:3], True, False),
     "pixel pairs": Row(lambda: pixel_pairs(24, 1500)),
-    "DIP": Row(lambda: one_fit(0.0), tuple(TASKS)),
-    "DIP-TV": Row(lambda: one_fit(None), tuple(TASKS)),
+    "DIP": Row(lambda: one_fit(lambda channels: crossfit.a_fit(channels=channels, weight=0.0)), tuple(TASKS)),
+    "DIP-TV": Row(one_fit, tuple(TASKS)),
+    "DIP-TV, Adam": Row(lambda: one_fit(functools.partial(crossfit.a_fit, crossfit.tapered_skip_net)), ("sigma-25",)),
     "refit": Row(crossfit.refitted, tuple(TASKS)),
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
+    "cross-fit, 4 folds": Row(lambda: crossfit.cross_fitted(folds=4), DENOISE[:3]),
+    "cross-fit, 12 folds": Row(lambda: crossfit.cross_fitted(folds=12), HOLES),
     "self-diffusion": Row(self_diffused(100), tuple(TASKS)),
     "self-diffusion, stopped": Row(self_diffused(25, 0.99, 0.1), tuple(TASKS)),
     "prior photos, one call": Row(photo_prior(), draws=False),
@@ -170,7 +183,10 @@ ROWS: dict[str, Row] = {
     "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3]),
     "prior photos, guided": Row(guided_prior, INVERSE),
     "prior photos, guided, 32 chains": Row(functools.partial(guided_prior, 32), HOLES),
-    "cross-fit, then prior photos": Row(lambda: refined(begun("cross-fit")), INVERSE, begins=("cross-fit",)),
+    "prior photos, guided, 96 chains": Row(functools.partial(guided_prior, 96), HOLES),
+    "cross-fit, then prior photos": Row(lambda: refined(begun("cross-fit")), (*INVERSE, *DENOISE[:3]),
+                                        begins=("cross-fit",)),
+    "cross-fit, then prior photos, oracle": Row(lambda: refined_oracle, HOLES, begins=("cross-fit",)),
     "biharmonic, then prior photos": Row(lambda: refined(with_error(biharmonic)), HOLES),
     "half cross-fit, half prior photos, guided": Row(
         lambda: averaged(begun("cross-fit"), begun("prior photos, guided")), INVERSE,
@@ -313,7 +329,8 @@ def compute(c: Setting, file: Path) -> list[dict]:
                         new = judged(row, {one: made[one] for one in needed}, key, y, clean, known)
                     else:
                         start = time.monotonic(), time.process_time()
-                        found = jax.block_until_ready(made[row](y, jax.random.key(seed)))
+                        restore = made[row](clean) if row.endswith("oracle") else made[row]
+                        found = jax.block_until_ready(restore(y, jax.random.key(seed)))
                         new = [line_of(row, key, clean, found, start, [known[(one, *key)] for one in before])]
                     lines += new
                     records.append_lines(file, new)

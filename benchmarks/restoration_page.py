@@ -17,14 +17,14 @@ TITLES = {
     "superres-4": "Four times the resolution, no noise",
     "deblur-1.6": "Gaussian blur of 1.6 pixels and noise of sigma sqrt(2) of 255",
 }
-INVERSE = ("impulse-30", "inpaint-50", "inpaint-10", "superres-4", "deblur-1.6")
-
 
 REFEREES = ("referee", "referee, untrained", "referee, untrained, with BM3D")
 UNION = "cross-fit, then prior photos"
 PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
-         (UNION, "biharmonic, then prior photos"), (UNION, "biharmonic"),
+         (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 12 folds"),
+         (UNION, "prior photos, eight calls, turned"),
+         (f"{UNION}, oracle", UNION), (UNION, "biharmonic, then prior photos"), (UNION, "biharmonic"),
          ("half cross-fit, half prior photos, guided", "cross-fit"),
          ("half cross-fit, half prior photos, guided", "prior photos, guided"))
 LOOKED_AT = ("set12/01", "set12/02", "set12/03")
@@ -156,7 +156,7 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             where = " out of the middle of pictures of CBSD68" if source == "cbsd68" else ""
             text += [f"## {SOURCES[source]}{title}, {side}x{side}{where}", "", *table(mine)]
             text += without_the_retaken(mine) if source == "set12" else []
-            text += pairs(mine) if task in INVERSE else []
+            text += pairs(mine)
             found = [sentence for row in REFEREES for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():

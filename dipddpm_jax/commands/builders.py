@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
@@ -24,6 +23,7 @@ from dipddpm_jax.diffusion.forward import Pair, min_snr, training_pair
 from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, make_loss, rngs
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids import passes
+from dipddpm_jax.networks.muon import muon
 from dipddpm_jax.types import Denoise, Images, Labels
 
 
@@ -140,16 +140,6 @@ def example_labels(facts: Facts) -> Labels | None:
     return jnp.zeros((1, len(facts.label_names))) if facts.multi_hot else jnp.zeros(1, jnp.int32)
 
 
-MUON_RMS = 0.2  # of a step, in learning rates: about that of Adam's (Liu et al. 2025, arXiv 2502.16982)
-_NEWTON_SCHULZ = 5 * ((3.4445, -4.7750, 2.0315),)  # five times the usual step: optax scans a list, and unrolls a number
-
-
-def _kernels(params: PyTree) -> PyTree:
-    """Which parameters Muon takes, and as which matrices: kernels, from all their inputs to their outputs."""
-    return jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
-                        if p.ndim > 1 else None, params)
-
-
 def make_optimizer(c: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Adam, AdamW or Muon, with warm-up, a learning-rate schedule over `steps`, and gradient clipping."""
     after = max(steps - c.warmup_steps, 1)
@@ -171,8 +161,7 @@ def make_optimizer(c: OptimizerConfig, steps: int) -> optax.GradientTransformati
         case "adamw":
             update = optax.adamw(rate, weight_decay=c.weight_decay)
         case "muon":
-            update = optax.contrib.muon(rate, _NEWTON_SCHULZ, muon_weight_dimension_numbers=_kernels,
-                                        consistent_rms=MUON_RMS)
+            update = muon(rate)
     return update if c.clip_norm is None else optax.chain(optax.clip_by_global_norm(c.clip_norm), update)
 
 

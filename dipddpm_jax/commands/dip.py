@@ -211,7 +211,7 @@ def restore_pictures(config: DipConfig, run: DipRun, chosen: Collection[str] = t
     if config.stop == "oracle" and given.clean is None:
         raise UserError("--stop oracle needs the clean picture; give it as --clean")
     if not run.resume:
-        config = recommended(config, chosen, len(given.names) * given.size[0] * given.size[1])
+        config = recommended(config, chosen, given.size[0] * given.size[1], len(given.names))
         if config.variant == "plain" and "weight" in chosen:
             raise UserError(f"--weight does nothing here: {NO_PENALTY}; leave it out")
     with claimed_workdir("dip", run.workdir, run.resume) as workdir, writing(workdir):

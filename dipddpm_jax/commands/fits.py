@@ -15,11 +15,12 @@ from dipddpm_jax.commands import measurements, tiles
 from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.dip import Dip, DipProblem, DipState, stopping, study
-from dipddpm_jax.dip.crossfit import counts_misfit, small_skip_net
+from dipddpm_jax.dip.crossfit import MUON_RATE, counts_misfit, small_skip_net, tapered_skip_net
 from dipddpm_jax.dip.folds import block_masks, fold_masks
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import noises, operators
+from dipddpm_jax.networks.muon import muon
 
 BLOCK_PARTS = 10  # of which one is held out, where blocks are and there is one fit
 OVERLAP = 64  # pixels that tiles share
@@ -49,6 +50,8 @@ def dip_network(name: str, channels: int) -> nn.Module:
             return networks.SkipNet(channels, (128,) * 5, (128,) * 5, (4,) * 5)
         case "skip-light":
             return networks.SkipNet(channels, (32,) * 5, (32,) * 5, (4,) * 5)
+        case "skip-tapered":
+            return tapered_skip_net(channels)
         case "skip-small":
             return small_skip_net(channels)
         case "skip-001":
@@ -69,10 +72,14 @@ def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
     """The fit that a configuration describes, for pictures (or tiles) of this size."""
     variant = VARIANTS[config.variant]
     rate = config.learning_rate or min(variant.learning_rate, LEARNING_RATES.get(config.network, 1.0))
-    adam = optax.adam(rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps))
+    if config.optimizer == "muon":
+        rate = config.learning_rate or MUON_RATE
+    falling = rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps)
+    adam = optax.adam(falling)
+    optimizer = muon(falling) if config.optimizer == "muon" else adam
     return Dip(
         dip_network(config.network, channels),
-        dip.backtracking(adam, config.fall_back) if config.fall_back else adam,
+        dip.backtracking(optimizer, config.fall_back) if config.fall_back else optimizer,
         measurements.operator(config, size), make_rule(config), study.oracle if config.stop == "oracle" else None,
         variant.code_rule(adam, config.jitter),
         misfit=counts_misfit(measurements.counts(config)) if config.peak else noises.squared_error,

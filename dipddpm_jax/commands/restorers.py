@@ -12,11 +12,11 @@ from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.restore_by_prior import check_chains_memory, check_fit
 from dipddpm_jax.commands.starts import load_prior
 from dipddpm_jax.config.dip import CROSS_FIT, DipConfig
-from dipddpm_jax.dip.crossfit import a_fit, cross_fitted, small_skip_net
+from dipddpm_jax.dip.crossfit import cross_fitted, fit_for_size, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.hybrids.estimate_start import at_error, estimate_start
+from dipddpm_jax.hybrids.estimate_start import Start, at_error, estimate_start
 from dipddpm_jax.hybrids.pigdm import guided_step, pigdm, weighted_variance
 from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step
@@ -60,7 +60,7 @@ def _require_fits(count: int, shape: tuple[int, int, int]) -> None:
     """Raises UserError where memory cannot hold so many fits of a small hourglass at once."""
     height, width, channels = shape
     if count * height * width > FEW_PIXELS:
-        fit = a_fit(channels=channels)
+        fit = fit_for_size(channels, (height, width))
         held, work = fit_cost.fit_bytes(DipConfig(**CROSS_FIT), fit, (height, width), channels, count)
         devices.check_memory(held + work // 2, f"{count} fits of {width}x{height} pixels at once")
 
@@ -90,11 +90,11 @@ def _photos(channels: int) -> Restore:
     return restore
 
 
-def refined(estimate: Restore, channels: int) -> Restore:
+def refined(estimate: Restore, channels: int, start: Start = at_error) -> Restore:
     """Chains that begin with an estimate, noised as far as it is wrong by its own account, and that the measurement
     guides, by the pretrained prior of photographs."""
     prior = photographs_prior(channels)
-    chains = estimate_start(prior, estimate, at_error, FEW_CALLS, FEW_CHAINS, guided_step(weighted_variance))
+    chains = estimate_start(prior, estimate, start, FEW_CALLS, FEW_CHAINS, guided_step(weighted_variance))
     return _within_memory(chains, partial(check_chains_memory, prior, chains=FEW_CHAINS, gradient=True))
 
 

@@ -48,9 +48,10 @@ class DipConfig:
     blend: float = 0.0
     """Share of the measurement that is mixed back into what is restored, where it was measured, from 0 to 1: some grain
     instead of smoothness. To denoise or inpaint; the error of a mixture is not estimated."""
-    network: Literal["skip", "skip-light", "skip-small", "skip-001", "conv", "decoder"] = "skip-light"
-    """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-small: 16 on 3 levels; skip-001:
-    system 001's 8, 16, 32; conv: three plain convolutions; decoder: the deep decoder."""
+    network: Literal["skip", "skip-light", "skip-tapered", "skip-small", "skip-001", "conv", "decoder"] = "skip-light"
+    """skip: the DIP paper's, 128 channels on 5 levels; skip-light: 32 channels; skip-tapered: 16, above, to 64;
+    skip-small: 16 on 3 levels; skip-001: system 001's 8, 16, 32; conv: three plain convolutions; decoder: the deep
+    decoder."""
     variant: Literal["plain", "tv", "self-guided", "aseqdip"] = "plain"
     weight: float | None = None
     """Weight of the variant's penalty; default: tv by the noise, self-guided 0.1, aseqdip 1."""
@@ -61,8 +62,11 @@ class DipConfig:
     """Standard deviation of the noise that is added to the code at every step."""
     num_steps: int = 3000
     """Most steps of a fit."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """muon moves each kernel by an orthogonal matrix; the larger a picture, the fewer steps it takes beside Adam."""
     learning_rate: float | None = None
-    """Learning rate of Adam; default: 0.01, conv 0.002, aseqdip 0.001 (its loop through the code shakes at more)."""
+    """Learning rate; default: 0.01, conv 0.002, aseqdip 0.001 (its loop through the code shakes at more), with muon
+    0.03."""
     decay: Literal["constant", "cosine"] = "constant"
     """Decay of the learning rate, cosine: to 0 at the last step."""
     fall_back: float = 5.0
@@ -83,7 +87,8 @@ class DipConfig:
     """Cross-fitting: so many fits of each picture, each blind to another part of its pixels and stopped by it. Their
     mean is restored, and its error estimated, without the clean picture. Costs as many times one fit. To denoise up to
     64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
-    300, but for those of them that are given."""
+    300, but for those of them that are given. To denoise a larger picture it is one fit: --network skip-tapered
+    --optimizer muon --variant tv --num-steps 2000 --patience 300, unless another network or optimizer is given."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
@@ -152,13 +157,19 @@ MEASURING = ("image", "clean", "task", "sigma", "peak", "impulse", "mask", "keep
 fitted to it."""
 CROSS_FITTED = 64 * 64  # most pixels, of all pictures of a run, that are cross-fitted by default: what was measured
 CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1500, "patience": 300}
+LARGE_FIT = {"network": "skip-tapered", "optimizer": "muon", "variant": "tv", "num_steps": 2000, "patience": 300}
+_LEARNING = {"network", "optimizer", "learning_rate", "decay"}  # what LARGE_FIT is one whole of
 
 
-def recommended(config: DipConfig, given: Collection[str], pixels: int) -> DipConfig:
-    """The configuration for so many pixels, in which those of the fields of CROSS_FIT that the user did not give are
-    those of cross-fitting, where that pays: to denoise few pixels, or if folds are asked for."""
-    wanted = config.folds > 1 if "folds" in given else pixels <= CROSS_FITTED
-    if not wanted or config.task != "denoise" or config.stop != "held-out":
+def recommended(config: DipConfig, given: Collection[str], pixels: int, pictures: int = 1) -> DipConfig:
+    """The configuration to denoise pictures of so many pixels each: fields that the user did not give are those of
+    CROSS_FIT for few pixels in all, or if folds are asked for; of a large picture those of LARGE_FIT, unless how it
+    learns is given."""
+    if config.task != "denoise" or config.stop != "held-out":
+        return config
+    if pixels > CROSS_FITTED and not _LEARNING & set(given):
+        return replace(config, **{name: value for name, value in LARGE_FIT.items() if name not in given})
+    if not (config.folds > 1 if "folds" in given else pixels * pictures <= CROSS_FITTED):
         return config
     return replace(config, **{name: value for name, value in CROSS_FIT.items() if name not in given})
 

@@ -6,6 +6,7 @@ from dipddpm_jax.experiments.several_labels_runs import (
     Size,
     measure_checkpoints,
     measure_chosen,
+    measure_longer,
     measure_model,
 )
 from dipddpm_jax.experiments.tables import Column, Plot, Report, Row, Table
@@ -32,6 +33,11 @@ TABLES = (
           (Row("w of 0.5, 1, 1.5, 2, 3", ChosenGuidance()),),
           (Column("guidance", "w", "sound", 2), Column("validation", "validation list", "sound", 3), *BOTH_LISTS),
           measure_chosen),
+    Table("longer", "Twice as long", "A second run of as many steps goes on from the end of the first, at half its "
+          "learning rate (falling to 0 again); guidance chosen as before.",
+          (Row("w of 0.5, 1, 1.5, 2, 3", ChosenGuidance()),),
+          (Column("guidance", "w", "sound", 2), Column("validation", "validation list", "sound", 3), *BOTH_LISTS,
+           MINUTES), measure_longer),
     Table("steps", "Number of steps", "Transitions of the sampler with guidance 1; each evaluates the network twice a "
           "picture.", tuple(Row(f"{n} steps", Ask(1.0, n)) for n in (10, 25, 50, 400)), BOTH_LISTS, measure_model),
     Table("composition", "All labels at once, or each by itself", "Composed: eps_0 + sum_i (1 + w) (eps_i - eps_0), "

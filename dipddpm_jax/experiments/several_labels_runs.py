@@ -58,7 +58,21 @@ def measure_model(ask: Ask, size: Size, seed: int) -> Measured:
 def measure_chosen(choice: ChosenGuidance, size: Size, seed: int) -> Measured:
     """Label accuracy of the model trained with seed 0, its guidance chosen by the validation list; `seed` is that of
     the noise, which all weights share."""
-    config = model_config(size)
+    return _chosen(choice, model_config(size), size, seed)
+
+
+def measure_longer(choice: ChosenGuidance, size: Size, seed: int) -> Measured:
+    """`measure_chosen` of a run as long again that goes on from the first one's end, at half its learning rate."""
+    first = model_config(size)
+    start = trained_run(first, max(first.steps // 10, 1))
+    optimizer = replace(first.optimizer, learning_rate=first.optimizer.learning_rate / 2)
+    config = replace(first, start=str(start), optimizer=optimizer)
+    measured = _chosen(choice, config, size, seed)
+    both = (start, trained_run(config, max(config.steps // 10, 1)))
+    return measured._replace(numbers=measured.numbers | {"minutes": sum(map(label_accuracy.training_minutes, both))})
+
+
+def _chosen(choice: ChosenGuidance, config: TrainConfig, size: Size, seed: int) -> Measured:
     workdir = trained_run(config, max(config.steps // 10, 1))
     known, samplers = lists_for(workdir), {
         weight: replace(config.sampler, guidance=weight, num_steps=min(50, size.most)) for weight in choice.weights}

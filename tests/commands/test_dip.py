@@ -12,8 +12,18 @@ from dipddpm_jax.commands.beside import means_beside
 from dipddpm_jax.commands.cli import train_main
 from dipddpm_jax.commands.tiles import join_tiles, tile_boxes
 from dipddpm_jax.config import dip_ranges
-from dipddpm_jax.config.dip import CROSS_FIT, DipConfig, DipRun, load_dip_config, recommended, save_dip_config
+from dipddpm_jax.config.dip import (
+    CROSS_FIT,
+    CROSS_FITTED,
+    LARGE_FIT,
+    DipConfig,
+    DipRun,
+    load_dip_config,
+    recommended,
+    save_dip_config,
+)
 from dipddpm_jax.convolution import bands
+from dipddpm_jax.dip import crossfit
 from dipddpm_jax.errors import UserError
 
 QUICK = ["--network", "conv", "--folds", "1", "--num-steps", "20", "--chunk", "10", "--save-every", "10"]
@@ -143,15 +153,31 @@ def test_one_fold_is_the_fit_of_before(clean):
     np.testing.assert_array_equal(one.code[0], three.code[0])
 
 
+def test_a_large_picture_is_fitted_as_by_the_restorer_of_that_name():
+    """`train.py dip` and `--method cross-fit` have one network and one optimiser for a size."""
+    other = crossfit.fit_for_size(1, (80, 80))
+    params = {"kernel": np.ones((3, 3, 2, 8), np.float32)}
+    for decay in ("constant", "cosine"):
+        fit = fits.make_fit(replace(DipConfig(**LARGE_FIT), fall_back=0.0, decay=decay), 1, (80, 80))
+        assert fit.network == other.network
+        moved = [one.optimizer.update(params, one.optimizer.init(params), params)[0]["kernel"] for one in (fit, other)]
+        np.testing.assert_allclose(*moved, rtol=1e-5)
+
+
 def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_path):
     few, many = 64 * 64, 65 * 64
+    assert CROSS_FITTED == crossfit.FEW_PIXELS
     assert recommended(DipConfig(), (), few) == DipConfig(**CROSS_FIT)
     assert recommended(DipConfig(network="conv"), ("network", "image"), few) == DipConfig(
         **{**CROSS_FIT, "network": "conv"})
     for same in (DipConfig(stop="wmv"), DipConfig(task="inpaint")):
         assert recommended(same, (), few) == same
-    assert recommended(DipConfig(), (), many) == recommended(DipConfig(), ("folds",), few) == DipConfig()
-    assert recommended(DipConfig(folds=3), ("folds",), many).network == "skip-small"
+    assert recommended(DipConfig(), (), few, 2) == recommended(DipConfig(), ("folds",), few) == DipConfig()
+    assert recommended(DipConfig(folds=3), ("folds",), few, 2).network == "skip-small"
+    assert recommended(DipConfig(), (), many) == DipConfig(**LARGE_FIT)
+    assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, **LARGE_FIT)
+    for same in (DipConfig(network="conv"), DipConfig(learning_rate=0.1)):
+        assert recommended(same, ("network", "learning_rate"), many) == same
     save_dip_config(DipConfig(), tmp_path / "config.json")
     record = json.loads((tmp_path / "config.json").read_text())
     del record["dip"]["folds"]

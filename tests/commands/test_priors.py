@@ -142,11 +142,20 @@ def test_the_options_of_a_run_from_a_prior_are_the_priors(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", [n for n in pretrained.PRIORS if "few-step" not in
                                   pretrained.card_of_prior(n)["commands"][-1]])
-def test_the_command_on_a_card_is_that_of_its_configuration(name, monkeypatch):
-    asked = []
-    monkeypatch.setattr(training_command, "train_model", lambda *given: asked.append(given) or ("a_run", "a_picture"))
-    cli.train_main(shlex.split(pretrained.card_of_prior(name)["commands"][-1])[2:])
-    assert asked[0][0] == pretrained.configuration_of_prior(name)[0]
+def test_the_commands_on_a_card_end_at_its_configuration(name, monkeypatch, tmp_path):
+    """A later command goes on from RUN, the run of the one before."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").mkdir()
+
+    def train(config, *others):
+        saved.save(config, "a_preset", pretrained.configuration_of_prior(name)[1], tmp_path / "RUN" / "config.json")
+        return "a_run", "a_picture"
+
+    monkeypatch.setattr(training_command, "train_model", train)
+    for command in pretrained.card_of_prior(name)["commands"]:
+        cli.train_main(shlex.split(command)[2:])
+    asked = saved.load(tmp_path / "RUN" / "config.json")[1]
+    assert replace(asked, start=None) == pretrained.configuration_of_prior(name)[0]
 
 
 def test_a_card_says_no_to_what_a_preset_has_on():

@@ -153,3 +153,15 @@ def test_the_second_picture_of_a_size_compiles_nothing():
         np.testing.assert_array_equal(problems.measurement[3], measurement.y)
         programs.append(crossfit._start_all._cache_size())
     assert programs[0] == programs[1] > 0
+
+
+def test_larger_pictures_take_another_network_and_optimiser():
+    small, large = (crossfit.fit_for_size(3, (64, side)) for side in (64, 65))
+    assert (small.network, large.network) == (crossfit.small_skip_net(3), crossfit.tapered_skip_net(3))
+    kernel = {"kernel": jnp.ones((3, 3, 2, 8)), "bias": jnp.ones(8)}
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), kernel)
+    turned, scaled = (fit.optimizer.update(grads, fit.optimizer.init(kernel), kernel)[0] for fit in (large, small))
+    singular = jnp.linalg.svd(turned["kernel"].reshape(18, 8), compute_uv=False)
+    assert singular.max() < 2 * singular.min()  # five steps of Newton and Schulz leave them within .7 and 1.2
+    np.testing.assert_allclose(jnp.abs(scaled["kernel"]), 0.01, rtol=1e-4)  # Adam's first step is the sign
+    np.testing.assert_array_equal(jnp.sign(turned["bias"]), -jnp.sign(grads["bias"]))
