@@ -129,9 +129,9 @@ def typed_options(argv: Sequence[str]) -> set[str]:
 def refuse_idle(config: DipConfig | StagedConfig, argv: Sequence[str]) -> None:
     """Raises UserError for an option that was typed although it does nothing: it would not do what was meant."""
     typed, later = typed_options(argv), set()
-    if (isinstance(config, DipConfig) and "--variant" not in typed and config.task == "denoise"
-            and config.stop == "held-out"):
-        later = {"--weight"}  # the size of the pictures says whether they are cross-fitted, with a penalty
+    if (isinstance(config, DipConfig) and "--variant" not in typed
+            and config.task in ("denoise", "inpaint") and config.stop == "held-out"):
+        later = {"--weight"}  # the size of the pictures says whether their fits have a penalty
     for option, why in idle_options(config).items():
         if option in typed - later:
             raise UserError(f"{option} does nothing here: {why}; leave it out")

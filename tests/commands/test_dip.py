@@ -176,6 +176,8 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
     assert recommended(DipConfig(folds=3), ("folds",), few, 2).network == "skip-small"
     assert recommended(DipConfig(), (), many) == DipConfig(**LARGE_FIT)
     assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, **LARGE_FIT)
+    assert recommended(DipConfig(task="inpaint"), ("task",), many) == DipConfig(task="inpaint", **LARGE_FIT)
+    assert recommended(DipConfig(task="deblur"), ("task",), many) == DipConfig(task="deblur")
     for same in (DipConfig(network="conv"), DipConfig(learning_rate=0.1)):
         assert recommended(same, ("network", "learning_rate"), many) == same
     save_dip_config(DipConfig(), tmp_path / "config.json")
