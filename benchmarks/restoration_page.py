@@ -54,6 +54,12 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(values.mean()), float(half)
 
 
+def signed(values: list[float]) -> str:
+    """A mean difference with its 95 % interval, which one picture does not have."""
+    mean, half = interval(values)
+    return f"{mean:+.2f}" if np.isnan(half) else f"{mean:+.2f} +- {half:.2f}"
+
+
 def table(lines: list[dict], control: str = CONTROL) -> list[str]:
     """The rows of one task, the best mean first; a row with fewer pictures than others says so."""
     means = {row: by_picture(lines, row) for row in dict.fromkeys(line["row"] for line in lines)}
@@ -65,12 +71,12 @@ def table(lines: list[dict], control: str = CONTROL) -> list[str]:
     for row in sorted(means, key=lambda row: -np.mean(list(means[row].values()))):
         mine = [line for line in lines if line["row"] == row]
         shared = [picture for picture in means[row] if picture in against]
-        mean, half = interval([means[row][p] - against[p] for p in shared])
+        less = signed([means[row][p] - against[p] for p in shared])
         guess = [-10 * np.log10(max(line["error"], 1e-9)) - line["psnr"] for line in mine if line["error"] is not None]
         estimate = f"{np.median(guess):+.2f}, {np.median(np.abs(guess)):.2f}" if guess else ""
         few = "" if len(means[row]) == most else "*"
         text.append(f"| {row}{few} | {np.mean(list(means[row].values())):.2f} | "
-                    f"{np.mean(list(by_picture(lines, row, 'ssim').values())):.3f} | {mean:+.2f} +- {half:.2f} | "
+                    f"{np.mean(list(by_picture(lines, row, 'ssim').values())):.3f} | {less} | "
                     f"{estimate} | {len(means[row])} x {len({line['seed'] for line in mine})} | "
                     f"{np.median([line['core_seconds'] for line in mine]):.1f} |")
     return [*text, "", *(["\\* of fewer pictures than the others: its mean is not comparable, the difference is.", ""]
@@ -112,8 +118,7 @@ def pairs(lines: list[dict]) -> list[str]:
 
 
 def _difference(first: dict[str, float], second: dict[str, float], names: list[str]) -> str:
-    mean, half = interval([first[name] - second[name] for name in names])
-    return f"{mean:+.2f} +- {half:.2f} dB (n = {len(names)})"
+    return f"{signed([first[name] - second[name] for name in names])} dB (n = {len(names)})"
 
 
 def without_the_retaken(lines: list[dict]) -> list[str]:
@@ -124,8 +129,7 @@ def without_the_retaken(lines: list[dict]) -> list[str]:
         means = by_picture(lines, row)
         differences = [means[name] - against[name] for name in means if name in against and name != RETAKEN]
         if differences:
-            mean, half = interval(differences)
-            text.append(f"{row} {mean:+.2f} +- {half:.2f}")
+            text.append(f"{row} {signed(differences)}")
     return [f"Without picture 01, whose scene a training photograph of the priors shows again, less {CONTROL}: "
             f"{'; '.join(text)}.", ""] if text else []
 
