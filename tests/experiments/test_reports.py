@@ -29,8 +29,8 @@ KINDS = {
     "002": ("depth/traditional, 3*", "depth/modified, 5*", "levels/fast, 500*", "failures/3*", "restoration/*"),
     "003": ("runs/DDPM alone*", "runs/DIP+DDPM, 10*"),
     "004": ("training/GELU, linear betas, guidance 2", "learned/*", "digits/w = 2", "printed/*"),
-    "scenes": ("checkpoints/*", "guidance/w = 0", "chosen guidance/*", "steps/10 steps", "composition/composed, w = 1",
-               "unseen pairs/composed*"),
+    "scenes": ("checkpoints/*", "guidance/w = 0", "chosen guidance/*", "longer/*", "steps/10 steps",
+               "composition/composed, w = 1", "unseen pairs/composed*"),
 }
 
 
