@@ -15,6 +15,8 @@ from dipddpm_jax.dip.folds import cross_fit_errors
 from dipddpm_jax.dip.problem import is_stuck
 from dipddpm_jax.inverse.noises import Gaussian
 
+CUT_OFF = 0.05  # share of values at black or white from which on estimated errors are said to be too low
+
 Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
 
@@ -106,7 +108,7 @@ def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str)
     """What the user should know: what was done about shared noise, which fits are stuck, that no stop rule fired
     (`more` says how to go on), and which pictures are estimated to be no better than their measurements."""
     return (shared_noise(config, given) + _near_constant(result) + _not_fired(config, result, more)
-            + _no_better(config, given, result))
+            + _no_better(config, given, result) + _cut_off(config, given))
 
 
 def shared_noise(config: DipConfig, given: Measurements) -> list[str]:
@@ -139,6 +141,16 @@ def _not_fired(config: DipConfig, result: Outcome, more: str) -> list[str]:
     else:
         why = f"the best so far was step {last}, less than --patience {config.patience} steps before the end"
     return [f"{fits} ended at step {config.num_steps} before --stop {config.stop} fired: {why}; {more}"]
+
+
+def _cut_off(config: DipConfig, given: Measurements) -> list[str]:
+    """A line for each picture to denoise much of whose noise is cut off at black and white: sigma^2 is more than such
+    pixels have, so errors are estimated too low."""
+    if config.task != "denoise" or given.known is not None or not given.sigma.any():
+        return []
+    shares = [float(np.mean((y <= 0) | (y >= 1))) for y in given.measurements]
+    return [f"{name}: {share:.0%} of the values are black or white, where noise is cut off; what is estimated without "
+            "the clean picture is too good" for name, share in zip(given.names, shares) if share > CUT_OFF]
 
 
 def _no_better(config: DipConfig, given: Measurements, result: Outcome) -> list[str]:
