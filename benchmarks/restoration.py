@@ -170,7 +170,6 @@ ROWS: dict[str, Row] = {
     "DIP-TV, Adam": Row(lambda: one_fit(functools.partial(crossfit.a_fit, crossfit.tapered_skip_net)), ("sigma-25",)),
     "refit": Row(crossfit.refitted, tuple(TASKS)),
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
-    "cross-fit, 4 folds": Row(lambda: crossfit.cross_fitted(folds=4), DENOISE[:3]),
     "cross-fit, 12 folds": Row(lambda: crossfit.cross_fitted(folds=12), HOLES),
     "self-diffusion": Row(self_diffused(100), tuple(TASKS)),
     "self-diffusion, stopped": Row(self_diffused(25, 0.99, 0.1), tuple(TASKS)),

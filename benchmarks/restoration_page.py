@@ -24,6 +24,8 @@ PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cr
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
          (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 12 folds"),
          (UNION, "prior photos, eight calls, turned"),
+         ("prior photos, guided, 96 chains", "prior photos, guided, 32 chains"), ("cross-fit, 12 folds", "cross-fit"),
+         ("DIP-TV", "non-local means"), ("DIP-TV, Adam", "DIP-TV"),
          (f"{UNION}, oracle", UNION), (UNION, "biharmonic, then prior photos"), (UNION, "biharmonic"),
          ("half cross-fit, half prior photos, guided", "cross-fit"),
          ("half cross-fit, half prior photos, guided", "prior photos, guided"))

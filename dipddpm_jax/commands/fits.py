@@ -72,11 +72,12 @@ def make_fit(config: DipConfig, channels: int, size: tuple[int, int]) -> Dip:
     """The fit that a configuration describes, for pictures (or tiles) of this size."""
     variant = VARIANTS[config.variant]
     rate = config.learning_rate or min(variant.learning_rate, LEARNING_RATES.get(config.network, 1.0))
-    if config.optimizer == "muon":
-        rate = config.learning_rate or MUON_RATE
-    falling = rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps)
-    adam = optax.adam(falling)
-    optimizer = muon(falling) if config.optimizer == "muon" else adam
+
+    def scheduled(rate: float) -> optax.ScalarOrSchedule:
+        return rate if config.decay == "constant" else optax.cosine_decay_schedule(rate, config.num_steps)
+
+    adam = optax.adam(scheduled(rate))  # also of a code that is learned
+    optimizer = muon(scheduled(config.learning_rate or MUON_RATE)) if config.optimizer == "muon" else adam
     return Dip(
         dip_network(config.network, channels),
         dip.backtracking(optimizer, config.fall_back) if config.fall_back else optimizer,

@@ -55,7 +55,7 @@ def restore(
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
-    picture's units, estimated if it is None: stop="discrepancy" uses it, and the total variation of ten fits. With
+    picture's units, estimated if it is None: stop="discrepancy" uses it, and total variation. With
     `peak` the noise is that of photons, so many at the picture's highest number (bytes: at 255) and none at 0, and
     `sigma` what reading them out adds. With `impulse`, pixels that are black or white against what is about them count
     as missing (`inverse.impulses`). `blend`, 0 to 1, is the share of `noisy` that is mixed back in where it is known.

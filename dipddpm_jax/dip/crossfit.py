@@ -65,8 +65,8 @@ def a_fit(
 
 
 def fit_for_size(channels: int, size: tuple[int, int]) -> Dip:
-    """`a_fit` of a small hourglass by Adam for small pictures; of a tapered one by Muon for larger ones, which Adam
-    takes three times the steps for."""
+    """`a_fit` of a small hourglass by Adam for small pictures; of a tapered one by Muon for larger ones, where
+    Adam is slower."""
     if size[0] * size[1] <= FEW_PIXELS:
         return a_fit(channels=channels)
     return dataclasses.replace(a_fit(tapered_skip_net, channels), optimizer=muon(MUON_RATE))
