@@ -9,7 +9,10 @@ CONTROL = "BM3D"  # against which differences are taken, picture by picture
 NOTES, END = "<!-- notes -->", "<!-- end of notes -->"
 TITLES = {
     "sigma-15": "Gaussian noise, sigma 15 of 255", "sigma-25": "Gaussian noise, sigma 25 of 255",
-    "sigma-50": "Gaussian noise, sigma 50 of 255", "poisson-30": "Poisson noise, 30 photons at white",
+    "sigma-50": "Gaussian noise, sigma 50 of 255",
+    "cut-25": "Gaussian noise, sigma 25 of 255, cut off at black and white",
+    "cut-50": "Gaussian noise, sigma 50 of 255, cut off at black and white",
+    "poisson-30": "Poisson noise, 30 photons at white",
     "read-out": "Poisson noise, 30 photons at white, and read-out noise of sigma 20 of 255",
     "impulse-30": "Salt-and-pepper noise, 30 % of the pixels, no other noise; where they are is found first",
     "inpaint-50": "Inpainting, half of the pixels known, no noise",
@@ -20,15 +23,19 @@ TITLES = {
 
 REFEREES = ("referee", "referee, untrained", "referee, untrained, with BM3D")
 UNION = "cross-fit, then prior photos"
+UNDONE = "cut-off undone"
 PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
-         (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 12 folds"),
+         (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 11 folds"),
          (UNION, "prior photos, eight calls, turned"),
-         ("prior photos, guided, 96 chains", "prior photos, guided, 32 chains"), ("cross-fit, 12 folds", "cross-fit"),
+         ("prior photos, guided, 96 chains", "prior photos, guided, 32 chains"), ("cross-fit, 11 folds", "cross-fit"),
+         ("cross-fit, Adam, 12 folds", "cross-fit, Adam"), ("cross-fit", "cross-fit, Adam"),
          ("DIP-TV", "non-local means"), ("DIP-TV, Adam", "DIP-TV"),
          (f"{UNION}, oracle", UNION), (UNION, "biharmonic, then prior photos"), (UNION, "biharmonic"),
          ("half cross-fit, half prior photos, guided", "cross-fit"),
-         ("half cross-fit, half prior photos, guided", "prior photos, guided"))
+         ("half cross-fit, half prior photos, guided", "prior photos, guided"),
+         *((f"{name}, {UNDONE}", name) for name in
+           ("BM3D", "non-local means", "prior photos, eight calls, turned", "cross-fit")))
 LOOKED_AT = ("set12/01", "set12/02", "set12/03")
 SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
 

@@ -12,13 +12,15 @@ from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
 
 
 class Task(NamedTuple):
-    """What is measured of a clean picture (h, w, c), whether the level of its noise is estimated, and the share of its
-    pixels that impulses strike, which count as missing where they are found."""
+    """What is measured of a clean picture (h, w, c), whether the level of its noise is estimated, the share of its
+    pixels that impulses strike, which count as missing where they are found, and whether it is cut off at black and
+    white, as a file of 8 bits would be."""
 
     operator: Callable[[jax.Array, int, int], operators.Operator]  # (key, height, width) -> A
     noise: Noise
     estimated: bool = False
     impulses: float = 0.0
+    cut_off: bool = False
 
 
 def keeps(share: float) -> Callable[[jax.Array, int, int], operators.Operator]:
@@ -31,6 +33,7 @@ def whole(key: jax.Array, height: int, width: int) -> operators.Operator:
 
 TASKS = {
     **{f"sigma-{sigma}": Task(whole, Gaussian(sigma / 255), True) for sigma in (15, 25, 50)},
+    **{f"cut-{sigma}": Task(whole, Gaussian(sigma / 255), True, cut_off=True) for sigma in (25, 50)},
     "poisson-30": Task(whole, Poisson(30.0)),
     "read-out": Task(whole, Poisson(30.0, 20 / 255)),
     "impulse-30": Task(whole, Gaussian(0.0), impulses=0.3),
@@ -40,6 +43,7 @@ TASKS = {
     "deblur-1.6": Task(lambda _, height, width: operators.blur(height, width, 1.6), Gaussian(2**0.5 / 255)),
 }
 DENOISE = ("sigma-15", "sigma-25", "sigma-50", "poisson-30", "read-out")
+CUT_OFF = ("cut-25", "cut-50")
 HOLES = ("impulse-30", "inpaint-50", "inpaint-10")
 INVERSE = (*HOLES, "superres-4", "deblur-1.6")
 
@@ -49,6 +53,8 @@ def measured(task: Task, clean: np.ndarray, place: int, seed: int, told: bool) -
     mask_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), place))
     operator = task.operator(mask_key, *clean.shape[:2])
     y = task.noise.draw(noise_key, operator.forward(jnp.asarray(clean)))
+    if task.cut_off:
+        y = jnp.clip(y, 0, 1)
     if task.impulses:
         y = impulses.add_impulses(mask_key, y, task.impulses)
         operator = operators.masked(jnp.asarray(impulses.not_impulses(np.asarray(y))))

@@ -1,9 +1,13 @@
 """Non-local means of the same picture, which takes a moment: what a restoration by a deep image prior has to beat."""
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from skimage.restoration import denoise_nl_means
+
+from dipddpm_jax.inverse.cut_off import variance_as_cut_off, without_cut_off
+from dipddpm_jax.inverse.noises import Gaussian
 
 NUDGE = 0.1  # of sigma, for the divergence
 DIRECTIONS = 3
@@ -22,12 +26,16 @@ def means_beside(y: Float[np.ndarray, "h w c"], sigma: float) -> Beside:
     5x5, distances up to 6.
 
     The error is estimated by Stein's formula, mean (f(y) - y)^2 - sigma^2 + 2 sigma^2 div f / n, its divergence along
-    three random directions of signs (Ramani et al. 2008, eq. 14): div f = b . (f(y + e b) - f(y)) / e.
+    three random directions of signs (Ramani et al. 2008, eq. 14): div f = b . (f(y + e b) - f(y)) / e. Where noise was
+    cut off, that is the error to the mean of y, and what the mean is off by comes on top.
     """
     picture, step = _means(y, sigma), NUDGE * sigma
     signs = np.random.default_rng(SEED).choice([-1, 1], (DIRECTIONS, *y.shape)).astype(np.float32)
     divergence = np.mean([np.mean(b * (_means(y + step * b, sigma) - picture)) / step for b in signs])
-    return Beside(picture, float(np.mean((picture - y) ** 2) + (2 * divergence - 1) * sigma**2))
+    mean, noise = jnp.asarray(picture), (jnp.asarray(y), Gaussian(sigma))
+    bias = np.mean(np.square(without_cut_off(mean, *noise) - mean))
+    variance = np.mean(variance_as_cut_off(mean, *noise))
+    return Beside(picture, float(np.mean((picture - y) ** 2) + (2 * divergence - 1) * variance + bias))
 
 
 def _means(y: Float[np.ndarray, "h w c"], sigma: float) -> Float[np.ndarray, "h w c"]:

@@ -20,6 +20,7 @@ from dipddpm_jax.dip.folds import block_masks, fold_masks
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import noises, operators
+from dipddpm_jax.inverse.cut_off import sigma_as_cut_off
 from dipddpm_jax.networks.muon import muon
 
 BLOCK_PARTS = 10  # of which one is held out, where blocks are and there is one fit
@@ -111,7 +112,7 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
     """One problem for every picture, seed, fold and tile, stacked."""
     scale = given.size[0] // given.measurements.shape[1]
     boxes = tiles.tile_boxes(given.size, config.tile, OVERLAP, scale)
-    rows = []
+    rows, levels = [], [_level(config, given, i) for i in range(len(given.names))]
     for i, seed, fold, place in _places(config, len(given.names), len(boxes)):
         top, left, height, width = boxes[place]
         inner = (slice(top // scale, (top + height) // scale), slice(left // scale, (left + width) // scale))
@@ -132,8 +133,16 @@ def make_fits(config: DipConfig, given: Measurements) -> Fits:
         rows.append(DipProblem(
             make_code(config, _of_fold(code_key, fold), y, seen, (height, width)), y,
             None if given.clean is None else given.clean[i, top : top + height, left : left + width],
-            known, held, given.sigma[i]))
+            known, held, levels[i]))
     return Fits(stack(rows), boxes, len(given.names), repeats(config))
+
+
+def _level(config: DipConfig, given: Measurements, i: int) -> np.float32:
+    """Standard deviation of the noise that is left in the i-th measurement where some was cut off."""
+    if config.peak:
+        return given.sigma[i]
+    known = None if given.known is None else given.known[i]
+    return np.float32(sigma_as_cut_off(given.measurements[i], measurements.noise_of(config, given, i), known))
 
 
 def repeats(config: DipConfig) -> int:

@@ -14,6 +14,9 @@ from dipddpm_jax.data.photographs import PHOTOGRAPHS
 from dipddpm_jax.data.pictures import known_pixels, square
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import impulses, noise_level, noises, operators, whiteness
+from dipddpm_jax.inverse.cut_off import without_cut_off
+
+AS_IT_IS = ("denoise", "inpaint")  # tasks whose measurement has the picture's own values
 
 
 class Measurements(NamedTuple):
@@ -73,6 +76,23 @@ def blended(
 def counts(config: DipConfig) -> noises.Poisson:
     """The noise of photons, `--peak` of them at white, and of reading them out."""
     return noises.Poisson(config.peak, (config.sigma or 0) / 255)
+
+
+def noise_of(config: DipConfig, given: Measurements, i: int) -> noises.Noise:
+    """The noise of the i-th measurement."""
+    return counts(config) if config.peak else noises.Gaussian(float(given.sigma[i]))
+
+
+def made_black_again(
+    config: DipConfig, given: Measurements, i: int, restored: Float[np.ndarray, "h w c"]
+) -> Float[np.ndarray, "h w c"]:
+    """What was restored of the i-th measurement, without the bias that noise cut off at black and white gives it; the
+    same picture where none was, or an operator stands before it."""
+    if config.task not in AS_IT_IS:
+        return restored
+    known = 1.0 if given.known is None else jnp.asarray(given.known[i])
+    return np.asarray(without_cut_off(
+        jnp.asarray(restored), jnp.asarray(given.measurements[i]), noise_of(config, given, i), known))
 
 
 def operator(config: DipConfig, size: tuple[int, int]) -> operators.Operator:

@@ -4,18 +4,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dipddpm_jax.commands.fits import Fits, holds_out_blocks, take
-from dipddpm_jax.commands.measurements import Measurements, blended, counts
+from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements, blended, made_black_again, noise_of
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
-from dipddpm_jax.dip.folds import cross_fit_errors
+from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors
 from dipddpm_jax.dip.problem import is_stuck
-from dipddpm_jax.inverse.noises import Gaussian
-
-CUT_OFF = 0.05  # share of values at black or white from which on estimated errors are said to be too low
+from dipddpm_jax.inverse.cut_off import error_growth, variance_as_cut_off
 
 Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
@@ -44,15 +42,16 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
     shape = (fits.pictures, fits.repeats, len(fits.boxes))
     kept = {name: np.asarray(getattr(states.kept, name)) for name in ("output", "average")}
     whole = {name: fits.whole(rows, given.size) for name, rows in kept.items()}
-    misfits = {name: _misfits(fit, fits, rows) for name, rows in kept.items()}
-    averages = (misfits["average"] <= misfits["output"]) & (config.stop == "held-out")
+    misfits = {name: _misfits(config, given, fit, fits, rows) for name, rows in kept.items()}
+    averages = (misfits["average"][0] <= misfits["output"][0]) & (config.stop == "held-out")
     chosen = tuple("average" if average else "output" for average in averages)
     pick = averages[:, None, None, None, None]
-    error = np.where(averages, misfits["average"], misfits["output"]) - given.sigma.astype(np.float64) ** 2
+    error = np.where(averages, misfits["average"][1], misfits["output"][1])
     if config.folds > 1 and not holds_out_blocks(config, given):  # whose noise would have to be white
         error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
                                   rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
+    restored, other = (_made_black_again(config, given, rows) for rows in (restored, other))
     if config.blend:
         error = np.full_like(error, np.nan)
         restored = np.stack([blended(config.blend, rows, y, None if given.known is None else given.known[i])
@@ -62,17 +61,41 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
                    _stuck(fit, fits, kept["output"]).reshape(shape))
 
 
-def _misfits(fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "pictures"]:
-    """Mean squared misfit of each picture to the pixels that were held out of its fits, or to all that are known."""
-    problems, sums = fits.problems, np.zeros((len(rows), 2))
+def _made_black_again(config: DipConfig, given: Measurements, candidates: Candidates) -> Candidates:
+    """Each picture's candidates, moved by what their mean is moved by."""
+    means = [rows.mean(0) for rows in candidates]
+    return np.stack([rows + (made_black_again(config, given, i, mean) - mean)
+                     for i, (rows, mean) in enumerate(zip(candidates, means))])
+
+
+def _misfits(
+    config: DipConfig, given: Measurements, fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]
+) -> tuple[Float[np.ndarray, "pictures"], Float[np.ndarray, "pictures"]]:
+    """Mean squared misfit of each picture to the pixels that were held out of its fits, or to all that are known, and
+    the estimated error there."""
+    problems, sums = fits.problems, np.zeros((len(rows), 3))
     for i, row in enumerate(rows):
         y = np.asarray(problems.measurement[i], np.float64)
         weight = np.ones_like(y)
         for mask in (problems.known, problems.held_out):
             weight = weight if mask is None else weight * np.asarray(mask[i])
-        sums[i] = (weight * (np.asarray(fit.observe(jnp.asarray(row))) - y) ** 2).sum(), weight.sum()
-    total, count = sums.reshape(fits.pictures, -1, 2).sum(1).T
-    return total / np.maximum(count, 1)
+        observed = fit.observe(jnp.asarray(row))
+        misfit = (np.asarray(observed) - y) ** 2
+        picture = i // (len(rows) // fits.pictures)
+        variance, growth = map(np.asarray, _of_noise(config, given, picture, fits, i, observed))
+        sums[i] = [(weight * part).sum() for part in (misfit, growth * (misfit - variance), 1.0)]
+    misfit, error, count = sums.reshape(fits.pictures, -1, 3).sum(1).T
+    return misfit / np.maximum(count, 1), error / np.maximum(count, 1)
+
+
+def _of_noise(
+    config: DipConfig, given: Measurements, picture: int, fits: Fits, row: int, mean: Float[Array, "h w c"]
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w c"]]:
+    """The variance of a row's noise, given the mean of its measurement, and what becomes of errors to that mean."""
+    known = 1.0 if fits.problems.known is None else fits.problems.known[row]
+    noise = mean, fits.problems.measurement[row], noise_of(config, given, picture), known
+    growth = error_growth(*noise) if config.task in AS_IT_IS else jnp.ones_like(mean)
+    return variance_as_cut_off(*noise), growth
 
 
 def _cross_fit_errors(
@@ -87,8 +110,9 @@ def _cross_fit_errors(
             observed = jnp.stack([fit.observe(jnp.asarray(row)) for row in rows[mine]])
             y = problems.measurement[0]
             known = jnp.ones_like(y) if problems.known is None else jnp.broadcast_to(problems.known[0], y.shape)
-            noise = counts(config) if config.peak else Gaussian(jnp.asarray(given.sigma[i]))
-            part = cross_fit_errors(observed, y, problems.held_out, known, noise.variance(observed.mean(0)))
+            variance, growth = _of_noise(config, given, i, fits, i * len(rows) + place,
+                                         blind_mean(observed, problems.held_out))
+            part = cross_fit_errors(observed, y, problems.held_out, known, variance, growth)
             errors[i] += float(part.overall(known.mean())) / len(fits.boxes)
     return errors
 
@@ -108,7 +132,7 @@ def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str)
     """What the user should know: what was done about shared noise, which fits are stuck, that no stop rule fired
     (`more` says how to go on), and which pictures are estimated to be no better than their measurements."""
     return (shared_noise(config, given) + _near_constant(result) + _not_fired(config, result, more)
-            + _no_better(config, given, result) + _cut_off(config, given))
+            + _no_better(config, given, result))
 
 
 def shared_noise(config: DipConfig, given: Measurements) -> list[str]:
@@ -141,16 +165,6 @@ def _not_fired(config: DipConfig, result: Outcome, more: str) -> list[str]:
     else:
         why = f"the best so far was step {last}, less than --patience {config.patience} steps before the end"
     return [f"{fits} ended at step {config.num_steps} before --stop {config.stop} fired: {why}; {more}"]
-
-
-def _cut_off(config: DipConfig, given: Measurements) -> list[str]:
-    """A line for each picture to denoise much of whose noise is cut off at black and white: sigma^2 is more than such
-    pixels have, so errors are estimated too low."""
-    if config.task != "denoise" or given.known is not None or not given.sigma.any():
-        return []
-    shares = [float(np.mean((y <= 0) | (y >= 1))) for y in given.measurements]
-    return [f"{name}: {share:.0%} of the values are black or white, where noise is cut off; what is estimated without "
-            "the clean picture is too good" for name, share in zip(given.names, shares) if share > CUT_OFF]
 
 
 def _no_better(config: DipConfig, given: Measurements, result: Outcome) -> list[str]:

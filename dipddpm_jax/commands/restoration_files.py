@@ -12,7 +12,7 @@ import numpy as np
 
 from dipddpm_jax import plots, records
 from dipddpm_jax.commands.dip_report import enlarged, memory_peak, psnr_and_ssim
-from dipddpm_jax.commands.measurements import Measurements, blended, counts, operator
+from dipddpm_jax.commands.measurements import Measurements, blended, made_black_again, noise_of, operator
 from dipddpm_jax.commands.outcome import decibels
 from dipddpm_jax.commands.workdir import claimed_workdir
 from dipddpm_jax.config.dip import DipConfig
@@ -22,19 +22,17 @@ from dipddpm_jax.errors import UserError
 from dipddpm_jax.files import write_text, writing
 from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
-from dipddpm_jax.inverse.noises import Gaussian
 
 FAR_OUT = 10  # from grey, white being 1: no restorer that works comes near it
 
 
 def measurement_of(given: Measurements, i: int, config: DipConfig) -> Measurement:
     """The i-th measurement as restorers take it; equal operators are one, for which restorers are compiled once."""
-    noise = counts(config) if config.peak else Gaussian(float(given.sigma[i]))
     if given.known is None:
         observe = _operator(config, given.size)
     else:
         observe = _mask(given.known[i].astype(np.float32).tobytes(), given.known[i].shape)
-    return Measurement(jnp.asarray(given.measurements[i]), observe, noise)
+    return Measurement(jnp.asarray(given.measurements[i]), observe, noise_of(config, given, i))
 
 
 _operator = functools.lru_cache(1)(operator)
@@ -68,7 +66,8 @@ def restore_and_write(
             measurement = measurement_of(given, i, config)
             try:
                 found = restore_for(i)(measurement, jax.random.fold_in(jax.random.key(config.seed), i))
-                found = _with_blend(config.blend, found, given, i)
+                picture = made_black_again(config, given, i, np.asarray(found.picture))
+                found = _with_blend(config.blend, found._replace(picture=jnp.asarray(picture)), given, i)
                 if not i:  # what cannot be restored leaves nothing behind
                     write_text(workdir / "config.json", text + "\n")
                 rows.append(_write(workdir, given, i, found, measurement))

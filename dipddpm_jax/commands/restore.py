@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
-from dipddpm_jax.commands.measurements import Measurements, blended
+from dipddpm_jax.commands.measurements import Measurements, blended, made_black_again
 from dipddpm_jax.commands.outcome import outcome
 from dipddpm_jax.commands.restoration_files import measurement_of
 from dipddpm_jax.commands.restorers import check_method, restorer_for
@@ -159,6 +159,7 @@ def _by_method(method: str, config: DipConfig, given: Measurements) -> Float[np.
     found = np.asarray(restore_it(measurement, jax.random.key(config.seed)).picture)
     if not np.isfinite(found).all():
         raise UserError(f"method {method!r} made NaN or infinite numbers of this picture; another may help")
+    found = made_black_again(config, given, 0, found)
     return blended(config.blend, found, given.measurements[0], known) if config.blend else found
 
 

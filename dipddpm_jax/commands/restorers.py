@@ -12,7 +12,7 @@ from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.restore_by_prior import check_chains_memory, check_fit
 from dipddpm_jax.commands.starts import load_prior
 from dipddpm_jax.config.dip import CROSS_FIT, DipConfig
-from dipddpm_jax.dip.crossfit import cross_fitted, fit_for_size, small_skip_net
+from dipddpm_jax.dip.crossfit import cross_fitted, recommended_fit, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
@@ -60,7 +60,7 @@ def _require_fits(count: int, shape: tuple[int, int, int]) -> None:
     """Raises UserError where memory cannot hold so many fits of a small hourglass at once."""
     height, width, channels = shape
     if count * height * width > FEW_PIXELS:
-        fit = fit_for_size(channels, (height, width))
+        fit = recommended_fit(channels, (height, width))
         held, work = fit_cost.fit_bytes(DipConfig(**CROSS_FIT), fit, (height, width), channels, count)
         devices.check_memory(held + work // 2, f"{count} fits of {width}x{height} pixels at once")
 

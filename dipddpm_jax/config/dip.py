@@ -87,8 +87,9 @@ class DipConfig:
     """Cross-fitting: so many fits of each picture, each blind to another part of its pixels and stopped by it. Their
     mean is restored, and its error estimated, without the clean picture. Costs as many times one fit. To denoise up to
     64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
-    300, but for those of them that are given. To denoise or inpaint a larger picture it is one fit: --network
-    skip-tapered --optimizer muon --variant tv --patience 300, unless another network or optimizer is given."""
+    300, but for those of them that are given. For larger pictures, and where there is hardly any noise (the other
+    tasks, or --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv --patience 300, unless
+    another network or optimizer is given."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
@@ -157,21 +158,30 @@ MEASURING = ("image", "clean", "task", "sigma", "peak", "impulse", "mask", "keep
 fitted to it."""
 CROSS_FITTED = 64 * 64  # most pixels, of all pictures of a run, that are cross-fitted by default: what was measured
 CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1500, "patience": 300}
-LARGE_FIT = {"network": "skip-tapered", "optimizer": "muon", "variant": "tv", "patience": 300}
-_LEARNING = {"network", "optimizer", "learning_rate", "decay"}  # what LARGE_FIT is one whole of
+MUON_FIT = {"network": "skip-tapered", "optimizer": "muon", "variant": "tv", "patience": 300}
+QUIET = 6.0  # standard deviation of noise, of 255, below which details are fitted to the end
+_LEARNING = {"network", "optimizer", "learning_rate", "decay"}  # what MUON_FIT is one whole of
 
 
 def recommended(config: DipConfig, given: Collection[str], pixels: int, pictures: int = 1) -> DipConfig:
-    """The configuration for pictures of so many pixels each: fields that the user did not give are, to denoise or
-    inpaint a large picture, those of LARGE_FIT, unless how it learns is given; to denoise few pixels in all, or if
-    folds are asked for, those of CROSS_FIT."""
-    if config.task not in ("denoise", "inpaint") or config.stop != "held-out":
+    """The configuration for pictures of so many pixels each: fields that the user did not give are, for a large picture
+    and where there is hardly any noise, those of MUON_FIT, unless how it learns is given; to denoise few pixels in all,
+    or if folds are asked for, those of CROSS_FIT."""
+    if config.stop != "held-out":
         return config
-    if pixels > CROSS_FITTED and not _LEARNING & set(given):
-        return replace(config, **{name: value for name, value in LARGE_FIT.items() if name not in given})
-    if config.task != "denoise" or not (config.folds > 1 if "folds" in given else pixels * pictures <= CROSS_FITTED):
+    if (pixels > CROSS_FITTED or expects_no_noise(config)) and not _LEARNING & set(given):
+        return replace(config, **{name: value for name, value in MUON_FIT.items() if name not in given})
+    few = config.folds > 1 if "folds" in given else pixels * pictures <= CROSS_FITTED
+    if config.task != "denoise" or config.impulse is not None or not few:
         return config
     return replace(config, **{name: value for name, value in CROSS_FIT.items() if name not in given})
+
+
+def expects_no_noise(config: DipConfig) -> bool:
+    """Whether hardly any noise is to be expected: another task than to denoise, or impulses, and no noise besides."""
+    if config.task == "denoise" and config.impulse is None or config.peak is not None:
+        return False
+    return config.sigma is None or config.sigma < QUIET
 
 
 Config = TypeVar("Config", DipConfig, StagedConfig)

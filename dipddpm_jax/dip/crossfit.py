@@ -20,9 +20,10 @@ from dipddpm_jax.dip import stopping
 from dipddpm_jax.dip.batches import advance_all, spread_fits
 from dipddpm_jax.dip.codes import noise_code
 from dipddpm_jax.dip.fit import Dip, DipState
-from dipddpm_jax.dip.folds import cross_fit_errors, fold_masks
+from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, fold_masks
 from dipddpm_jax.dip.problem import DipProblem
 from dipddpm_jax.dip.variants import total_variation
+from dipddpm_jax.inverse.cut_off import error_growth, variance_as_cut_off
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Poisson, poisson_misfit, squared_error
 from dipddpm_jax.inverse.operators import identity
@@ -33,7 +34,9 @@ from dipddpm_jax.types import Image
 PATIENCE = 300  # steps without a lower held-out error after which a fit stops
 NEVER = stopping.never()
 CHUNK = 100  # steps in one device call
-FEW_PIXELS = 64 * 64  # of a picture for which a small hourglass and Adam are best
+MOST_STEPS = 2000  # of a fit that no rule stops
+FEW_PIXELS = 64 * 64  # of a noisy picture for which a small hourglass by Adam does as well as a tapered one by Muon
+QUIET = 6 / 255  # standard deviation of noise below which it does not, as config.dip.QUIET
 MUON_RATE = 0.03  # learning rate
 
 
@@ -49,8 +52,7 @@ def small_skip_net(channels: int) -> nn.Module:
 
 
 def tapered_skip_net(channels: int) -> nn.Module:
-    """An hourglass of 16 channels at the top to 64 at the bottom of 5 levels, where they cost little: for pictures of
-    more than FEW_PIXELS."""
+    """An hourglass of 16 channels at the top to 64 at the bottom of 5 levels, where they cost little."""
     widths = (16, 32, 48, 64, 64)
     return SkipNet(channels, widths, widths, (4,) * 5)
 
@@ -64,18 +66,23 @@ def a_fit(
                penalty=total_variation(weight))
 
 
-def fit_for_size(channels: int, size: tuple[int, int]) -> Dip:
-    """`a_fit` of a small hourglass by Adam for small pictures; of a tapered one by Muon for larger ones, where
-    Adam is slower."""
-    if size[0] * size[1] <= FEW_PIXELS:
+def recommended_fit(channels: int, size: tuple[int, int], quiet: bool = False) -> Dip:
+    """`a_fit` of a tapered hourglass by Muon; for small pictures, unless they are `quiet` (`is_quiet`), of a small one
+    by Adam, which costs a third."""
+    if size[0] * size[1] <= FEW_PIXELS and not quiet:
         return a_fit(channels=channels)
     return dataclasses.replace(a_fit(tapered_skip_net, channels), optimizer=muon(MUON_RATE))
 
 
-def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_steps: int = 1500) -> Restore:
+def is_quiet(measurement: Measurement) -> bool:
+    """Whether there is hardly any noise, as where pixels are missing: details are fitted to the end then."""
+    return float(jnp.mean(measurement.noise.variance(measurement.y))) < QUIET**2
+
+
+def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_steps: int = MOST_STEPS) -> Restore:
     """A restorer: the mean of `folds` fits, each stopped by the held-out rule on its own part of the known pixels.
 
-    `fits(channels)` makes the fit, by default `fit_for_size`. The restoration's `spread` is the
+    `fits(channels)` makes the fit, by default `recommended_fit`. The restoration's `spread` is the
     standard deviation between the fits, and its `evidence.error` the estimated mean squared error of the mean
     (`cross_fit_errors`), of A x if A is no mask. Holes of a mask are assumed to lie as pixels do that are drawn at
     random. The measurement must have the axes (row, column, channel). Not for use under `jit`.
@@ -92,7 +99,7 @@ def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_
     return restore
 
 
-def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_steps: int = 1500) -> Restore:
+def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_steps: int = MOST_STEPS) -> Restore:
     """A restorer at the cost of two fits: one that holds out one of `share` parts says when to stop, and a second one
     with the same weights and code, which sees all known pixels, is stopped at that step. `evidence.error` is that of
     the first fit where it is blind, an upper bound in expectation."""
@@ -169,11 +176,13 @@ def mean_of_fits(
     measurement: Measurement, known: Float[Array, "..."], parts: Float[Array, "folds h w 1"],
     pictures: Float[Array, "folds p q c"], steps: int,
 ) -> Restoration:
-    """The mean of the pictures that fits kept which were each blind to a part, its spread, and its estimated error."""
+    """The mean of the pictures that fits kept which were each blind to a part, its spread, and its estimated error,
+    that of `inverse.cut_off.without_cut_off` of it where noise was cut off."""
     picture = pictures.mean(0)
     observed = jax.vmap(measurement.operator.forward)(pictures)
-    variance = measurement.noise.variance(observed.mean(0))
-    errors = cross_fit_errors(observed, measurement.y, parts, known, variance)
+    noise = blind_mean(observed, parts), measurement.y, measurement.noise, known
+    growth = error_growth(*noise) if picture.shape == measurement.y.shape else 1.0
+    errors = cross_fit_errors(observed, measurement.y, parts, known, variance_as_cut_off(*noise), growth)
     error = errors.overall(known.mean())
     return Restoration(picture, pictures.std(0), Cost(steps=steps, error=float(error)))
 
@@ -184,7 +193,8 @@ def _blind_error(
     """Estimated mean squared error of a fit on the part that it did not see."""
     observed = measurement.operator.forward(picture)
     weight = jnp.broadcast_to(part * known, observed.shape)
-    errors = jnp.square(observed - measurement.y) - measurement.noise.variance(observed)
+    variance = variance_as_cut_off(observed, measurement.y, measurement.noise, known)
+    errors = jnp.square(observed - measurement.y) - variance
     return float(jnp.sum(weight * errors) / jnp.maximum(weight.sum(), 1))
 
 
@@ -193,16 +203,17 @@ class _Kind(NamedTuple):
 
     channels: int
     size: tuple[int, int]
+    quiet: bool
     observe: Callable[[Image], Array]
     misfit: Callable[[Image, Image], Image]
 
 
 def remembered(fits: Callable[[int], Dip] | None) -> Callable[[Measurement, Float[Array, "..."]], Dip]:
-    """The fit of a measurement, of `fits(channels)` or `fit_for_size`; the same object for measurements of one kind, so
-    that it is compiled once."""
+    """The fit of a measurement, of `fits(channels)` or `recommended_fit`; the same object for measurements of one kind,
+    so that it is compiled once."""
     @functools.lru_cache
     def fit_of(kind: _Kind) -> Dip:
-        fit = fits(kind.channels) if fits else fit_for_size(kind.channels, kind.size)
+        fit = fits(kind.channels) if fits else recommended_fit(kind.channels, kind.size, kind.quiet)
         return dataclasses.replace(fit, observe=kind.observe, size=kind.size, misfit=kind.misfit)
 
     def fit_for(measurement, known):
@@ -213,6 +224,6 @@ def remembered(fits: Callable[[int], Dip] | None) -> Callable[[Measurement, Floa
         observe = identity.forward if masks else measurement.operator.forward
         noise = measurement.noise
         misfit = counts_misfit(noise) if isinstance(noise, Poisson) else squared_error
-        return fit_of(_Kind(shape[-1], shape[:2], observe, misfit))
+        return fit_of(_Kind(shape[-1], shape[:2], is_quiet(measurement), observe, misfit))
 
     return fit_for

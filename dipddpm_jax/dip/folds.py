@@ -52,9 +52,16 @@ def block_masks(
     return hidden, hidden * jnp.outer(*inner)[None, ..., None]
 
 
+def blind_mean(observed: Float[Array, "fits *n"], parts: Float[Array, "fits ..."]) -> Float[Array, "*n"]:
+    """Every pixel by the fits that did not see it; of pixels that all saw, or none, by all."""
+    parts = jnp.broadcast_to(parts, observed.shape)
+    blind = parts.sum(0)
+    return jnp.where(blind > 0, jnp.sum(parts * observed, 0) / jnp.maximum(blind, 1), observed.mean(0))
+
+
 def cross_fit_errors(
     observed: Float[Array, "fits *n"], y: Float[Array, "*n"], parts: Float[Array, "fits ..."],
-    known: Float[Array, "..."], variance: Float[Array, "*n"],
+    known: Float[Array, "..."], variance: Float[Array, "*n"], growth: Float[Array, "*n"] | float = 1.0,
 ) -> FoldErrors:
     """Errors of K fits, observed through A, from the measurement y with noise of that `variance`. Every known pixel
     must be in the `parts` of at least one fit, which is blind to it, and outside those of at least two.
@@ -67,7 +74,8 @@ def cross_fit_errors(
 
     so that h = 1 - B / C and E(m - x)^2 = C^2 / B - sigma^2. The error of the mean f of all K is Efron's (2004, eq.
     2.8) E(f - x)^2 = E(f - y)^2 - sigma^2 + 2 cov(f, y), where cov(f, y) = h sigma^2 (K - b) / K. Where no fit sees,
-    it is E(m - x)^2 + Var(e) / K, with Var(e) = b (E[q^2] - C^2 / B).
+    it is E(m - x)^2 + Var(e) / K, with Var(e) = b (E[q^2] - C^2 / B). Squared errors that `growth` makes larger later
+    (`inverse.cut_off.error_growth`, of `blind_mean`: it must not know y) count as that.
     """
     count = observed.shape[0]
     parts = jnp.broadcast_to(parts, observed.shape)
@@ -85,6 +93,7 @@ def cross_fit_errors(
     gain = jnp.where((c > 0) & (b < c), 1 - jnp.maximum(b, 0) / jnp.where(c > 0, c, 1), 0)
     shared = jnp.where(b > 0, jnp.square(c) / jnp.where(b > 0, b, 1), c)
     own = jnp.maximum(average(blind * (jnp.square(q) - shared)), 0)
-    mean = average(jnp.square(observed.mean(0) - y)) - noise + 2 * gain * noise * average(seeing) / count
-    alone = average(jnp.sum(parts * jnp.square(observed - y[None]), 0) / jnp.maximum(blind, 1))
-    return FoldErrors(alone - noise, mean, shared - noise + own / count, gain)
+    mean = average(growth * (jnp.square(observed.mean(0) - y) + (2 * gain * seeing / count - 1) * variance))
+    alone = jnp.sum(parts * jnp.square(observed - y[None]), 0) / jnp.maximum(blind, 1)
+    missing = average(jnp.broadcast_to(growth, y.shape)) * (shared - noise + own / count)
+    return FoldErrors(average(growth * (alone - variance)), mean, missing, gain)

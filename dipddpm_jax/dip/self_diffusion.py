@@ -15,6 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
+from dipddpm_jax.inverse.cut_off import variance_as_cut_off
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.operators import Operator
 from dipddpm_jax.networks.layers import initial_variables
@@ -82,7 +83,8 @@ def self_diffusion(
 
 def _less_noise(error: float, picture: Image, measurement: Measurement, seen: Array) -> float:
     """The estimated mean squared error of A x: the held-out error without the variance of the noise held out."""
-    variance = measurement.noise.variance(measurement.operator.forward(picture))
+    observed = measurement.operator.forward(picture)
+    variance = variance_as_cut_off(observed, measurement.y, measurement.noise, seen)
     return max(error - float(jnp.mean(jnp.broadcast_to(variance, seen.shape), where=seen)), 0.0)
 
 

@@ -15,7 +15,7 @@ from dipddpm_jax.config import dip_ranges
 from dipddpm_jax.config.dip import (
     CROSS_FIT,
     CROSS_FITTED,
-    LARGE_FIT,
+    MUON_FIT,
     DipConfig,
     DipRun,
     load_dip_config,
@@ -155,10 +155,10 @@ def test_one_fold_is_the_fit_of_before(clean):
 
 def test_a_large_picture_is_fitted_as_by_the_restorer_of_that_name():
     """`train.py dip` and `--method cross-fit` have one network and one optimiser for a size."""
-    other = crossfit.fit_for_size(1, (80, 80))
+    other = crossfit.recommended_fit(1, (80, 80))
     params = {"kernel": np.ones((3, 3, 2, 8), np.float32)}
     for decay in ("constant", "cosine"):
-        fit = fits.make_fit(replace(DipConfig(**LARGE_FIT), fall_back=0.0, decay=decay), 1, (80, 80))
+        fit = fits.make_fit(replace(DipConfig(**MUON_FIT), fall_back=0.0, decay=decay), 1, (80, 80))
         assert fit.network == other.network
         moved = [one.optimizer.update(params, one.optimizer.init(params), params)[0]["kernel"] for one in (fit, other)]
         np.testing.assert_allclose(*moved, rtol=1e-5)
@@ -170,14 +170,16 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
     assert recommended(DipConfig(), (), few) == DipConfig(**CROSS_FIT)
     assert recommended(DipConfig(network="conv"), ("network", "image"), few) == DipConfig(
         **{**CROSS_FIT, "network": "conv"})
-    for same in (DipConfig(stop="wmv"), DipConfig(task="inpaint")):
+    for same in (DipConfig(stop="wmv"), DipConfig(task="inpaint", sigma=10.0)):
         assert recommended(same, (), few) == same
     assert recommended(DipConfig(), (), few, 2) == recommended(DipConfig(), ("folds",), few) == DipConfig()
     assert recommended(DipConfig(folds=3), ("folds",), few, 2).network == "skip-small"
-    assert recommended(DipConfig(), (), many) == DipConfig(**LARGE_FIT)
-    assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, **LARGE_FIT)
-    assert recommended(DipConfig(task="inpaint"), ("task",), many) == DipConfig(task="inpaint", **LARGE_FIT)
-    assert recommended(DipConfig(task="deblur"), ("task",), many) == DipConfig(task="deblur")
+    assert recommended(DipConfig(), (), many) == DipConfig(**MUON_FIT)
+    assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, **MUON_FIT)
+    for quiet in (dict(task="inpaint"), dict(impulse=0.3), dict(task="deblur", sigma=1.4), dict(impulse=0.1, folds=4)):
+        assert recommended(DipConfig(**quiet), tuple(quiet), few) == DipConfig(**quiet, **MUON_FIT)
+    noisy = DipConfig(impulse=0.3, sigma=10.0)
+    assert recommended(noisy, (), few) == noisy
     for same in (DipConfig(network="conv"), DipConfig(learning_rate=0.1)):
         assert recommended(same, ("network", "learning_rate"), many) == same
     save_dip_config(DipConfig(), tmp_path / "config.json")

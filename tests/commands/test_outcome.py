@@ -50,15 +50,6 @@ def test_the_estimated_error_is_the_true_one():
     assert abs(np.mean(errors) - 0.01) < 0.001
 
 
-def test_noise_that_is_cut_off_is_said_to_flatter():
-    config, given, result = ended(CLEAN, CLEAN, stopped=True)
-    assert outcome.warnings(config, given, result, "") == []
-    dark = given._replace(measurements=np.clip(given.measurements - 0.4, 0, 1))
-    assert dark.measurements.min() == 0 < np.mean(dark.measurements == 0) < 1
-    lines = outcome.warnings(config, dark, result, "")
-    assert len(lines) == 1 and "of the values are black or white" in lines[0]
-
-
 @pytest.mark.parametrize("peak", [30.0, 3000.0])
 def test_penalties_weigh_against_photons_as_against_squared_errors(peak):
     """Whatever the peak, an error of a grey pixel costs what its square does."""

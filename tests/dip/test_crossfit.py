@@ -156,7 +156,7 @@ def test_the_second_picture_of_a_size_compiles_nothing():
 
 
 def test_larger_pictures_take_another_network_and_optimiser():
-    small, large = (crossfit.fit_for_size(3, (64, side)) for side in (64, 65))
+    small, large = (crossfit.recommended_fit(3, (64, side)) for side in (64, 65))
     assert (small.network, large.network) == (crossfit.small_skip_net(3), crossfit.tapered_skip_net(3))
     kernel = {"kernel": jnp.ones((3, 3, 2, 8)), "bias": jnp.ones(8)}
     grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), kernel)
