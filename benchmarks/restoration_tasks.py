@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dipddpm_jax.inverse import impulses, noise_level, operators
+from dipddpm_jax.inverse import impulses, operators
+from dipddpm_jax.inverse.cut_off import estimate_sigma_cut_off
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Gaussian, Noise, Poisson
 
@@ -61,7 +62,7 @@ def measured(task: Task, clean: np.ndarray, place: int, seed: int, told: bool) -
         y = operator.forward(y)
     noise = task.noise
     if task.estimated and not told:
-        noise = Gaussian(noise_level.estimate_sigma(np.asarray(y)))
+        noise = Gaussian(estimate_sigma_cut_off(np.asarray(y)))
     return Measurement(y, operator, noise)
 
 

@@ -13,8 +13,8 @@ from dipddpm_jax.data.arrays import Origin
 from dipddpm_jax.data.photographs import PHOTOGRAPHS
 from dipddpm_jax.data.pictures import known_pixels, square
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.inverse import impulses, noise_level, noises, operators, whiteness
-from dipddpm_jax.inverse.cut_off import without_cut_off
+from dipddpm_jax.inverse import impulses, noises, operators, whiteness
+from dipddpm_jax.inverse.cut_off import estimate_sigma_cut_off, without_cut_off
 
 AS_IT_IS = ("denoise", "inpaint")  # tasks whose measurement has the picture's own values
 
@@ -160,7 +160,7 @@ def measured(config: DipConfig, source: Source, clean: Pictures | None, checksum
     struck = () if config.impulse is None else _impulse_note(source.names, known)
     shared = [config.task == "denoise" and known is None and whiteness.is_correlated(y) for y in given]
     sigma = np.array([config.sigma / 255 if config.sigma is not None and config.peak is None else
-                      noise_level.estimate_sigma(y, None if known is None else known[i]) if not shared[i] else
+                      estimate_sigma_cut_off(y, None if known is None else known[i]) if not shared[i] else
                       whiteness.level_at(y, whiteness.FAR) for i, y in enumerate(given)])
     if known is not None:
         given = given * known

@@ -18,8 +18,8 @@ from dipddpm_jax.commands.sources import LEAST_SIDE
 from dipddpm_jax.config.dip import DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse.cut_off import estimate_sigma_cut_off
 from dipddpm_jax.inverse.impulses import not_impulses
-from dipddpm_jax.inverse.noise_level import estimate_sigma
 from dipddpm_jax.inverse.whiteness import FAR, is_correlated, level_at
 
 
@@ -91,7 +91,7 @@ def restore(
     y = units.inside(picture)
     known = not_impulses(y) if impulse else known
     correlated = task == "denoise" and known is None and is_correlated(y)
-    estimated = level_at(y, FAR) if correlated else estimate_sigma(y, known)
+    estimated = level_at(y, FAR) if correlated else estimate_sigma_cut_off(y, known)
     level = estimated if sigma is None or peak is not None else sigma / units.span
     scale = config.factor if task == "superres" else 1
     size = (y.shape[0] * scale, y.shape[1] * scale)

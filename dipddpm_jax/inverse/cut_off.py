@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from dipddpm_jax.inverse.noise_level import estimate_sigma
 from dipddpm_jax.inverse.noises import Noise
 from dipddpm_jax.inverse.operators import blur
 
@@ -19,6 +20,7 @@ LEAST = 5e-3  # share of values that an end must be expected to cut off before a
 AS_EXPECTED = 0.5  # of that share, which there must be: else the noise was not cut off, or is weaker in that place
 FEW = 4  # values at an end that there may be by chance: one is the lowest of a file's numbers, others may equal it
 STEP = 1e-3  # of a clean value, by which slopes are taken
+TIMES = 2  # that the level is estimated again
 BLUR = 1.5  # pixels, standard deviation: what tells roughly how bright a place is
 
 
@@ -105,13 +107,39 @@ def variance_as_cut_off(
     return mean_and_variance(before_cut_off(mean, noise, ends), noise, ends)[1] if any(ends) else noise.variance(mean)
 
 
+def estimate_sigma_cut_off(
+    y: Float[np.ndarray, "h w c"], known: Float[np.ndarray, "h w _"] | None = None
+) -> float:
+    """`noise_level.estimate_sigma` of a picture with black 0 and white 1 whose noise may have been cut off there: then
+    of places that lie further from both, roughly, than the noise does, unless that leaves less than a tenth."""
+    sigma, weight = estimate_sigma(y, known), _weight(y, known)
+    ends = ((y == 0) | (y == 1)) & (weight != 0)
+    if ends.sum() <= max(FEW, LEAST * weight.sum()) or y.min() < 0 or y.max() > 1:
+        return sigma
+    mean, first = np.asarray(_roughly(y, weight)), sigma
+    for _ in range(TIMES):
+        inside = (weight != 0) & (mean > sigma) & (mean < 1 - sigma)
+        if inside.sum() < 0.1 * weight.sum():
+            return first
+        sigma = estimate_sigma(y, inside.astype(y.dtype))
+    return sigma
+
+
+def _weight(y: Float[np.ndarray, "h w c"], known: Float[np.ndarray, "h w _"] | None) -> Float[np.ndarray, "h w c"]:
+    return np.broadcast_to(np.float32(1) if known is None else known, y.shape).astype(np.float32)
+
+
+def _roughly(y: Float[np.ndarray, "h w c"], weight: Float[np.ndarray, "h w c"]) -> Float[Array, "h w c"]:
+    """How bright places are: the mean of y about every pixel."""
+    smooth = blur(*y.shape[:2], BLUR).forward
+    return smooth(jnp.asarray(weight * y)) / jnp.maximum(smooth(jnp.asarray(weight)), 1e-6)
+
+
 def sigma_as_cut_off(
     y: Float[np.ndarray, "h w c"], noise: Noise, known: Float[np.ndarray, "h w _"] | None = None
 ) -> float:
-    """The noise's standard deviation in y, where it may have been cut off: from how bright places are roughly, the mean
-    of y about every pixel."""
-    weight = np.broadcast_to(np.float32(1) if known is None else known, y.shape).astype(np.float32)
-    smooth = blur(*y.shape[:2], BLUR).forward
-    mean = smooth(jnp.asarray(weight * y)) / jnp.maximum(smooth(jnp.asarray(weight)), 1e-6)
+    """The noise's standard deviation in y, where it may have been cut off: from how bright places are, roughly."""
+    weight = _weight(y, known)
+    mean = _roughly(y, weight)
     variance = variance_as_cut_off(mean, jnp.asarray(y), noise, jnp.asarray(weight))
     return float(jnp.sqrt(jnp.mean(variance, where=weight != 0)))

@@ -14,8 +14,8 @@ from dipddpm_jax.commands.restoration_files import measurement_of
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.errors import UserError
-from dipddpm_jax.inverse.measurement import Cost, Restoration
 from dipddpm_jax.inverse.cut_off import without_cut_off
+from dipddpm_jax.inverse.measurement import Cost, Restoration
 from dipddpm_jax.inverse.noises import Poisson
 
 

@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import dipddpm_jax
 from dipddpm_jax.commands.beside import means_beside
-from dipddpm_jax.inverse import cut_off
+from dipddpm_jax.inverse import cut_off, noise_level
 from dipddpm_jax.inverse.cut_off import Ends
 from dipddpm_jax.inverse.noises import Gaussian, Poisson
 
@@ -64,6 +64,15 @@ def test_its_variance_is_known_place_by_place_and_roughly():
                                float(jnp.sqrt(variance[0, 0, 0])), rtol=0.06)
     half = jnp.full((8, 8, 1), 0.5)
     np.testing.assert_array_equal(cut_off.variance_as_cut_off(half, half, NOISE), jnp.full((8, 8, 1), SIGMA**2))
+
+
+def test_the_level_is_estimated_where_nothing_was_cut_off():
+    x = jnp.clip(0.9 * jnp.linspace(0, 1, 96)[None, :, None] - 0.15, 0, 1) * jnp.ones((96, 1, 1))  # a fifth is black
+    plain, found = noise_level.estimate_sigma(np.asarray(cut(x))), cut_off.estimate_sigma_cut_off(np.asarray(cut(x)))
+    assert plain < 0.92 * SIGMA
+    np.testing.assert_allclose(found, SIGMA, rtol=0.05)
+    whole = np.asarray(x + SIGMA * jax.random.normal(jax.random.key(1), x.shape))
+    assert cut_off.estimate_sigma_cut_off(whole) == noise_level.estimate_sigma(whole)
 
 
 def test_errors_grow_as_it_says():
