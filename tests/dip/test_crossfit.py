@@ -11,6 +11,7 @@ import pytest
 from dipddpm_jax.dip import crossfit
 from dipddpm_jax.dip.folds import cross_fit_errors, fold_masks
 from dipddpm_jax.inverse import operators
+from dipddpm_jax.inverse.cut_off import without_cut_off
 from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.noises import Gaussian, Poisson
 from dipddpm_jax.networks import SkipNet
@@ -110,6 +111,23 @@ def test_restored_is_nearer_than_measured_and_says_how_near(restore, judges):
     error = float(jnp.mean(jnp.square(result.picture - scene())))
     assert error < 0.3 * 0.15**2 and abs(result.evidence.error - error) < 3 * 0.15**2 * np.sqrt(2 / judges)
     assert result.evidence.steps >= 100
+
+
+def test_errors_are_those_of_what_is_made_black_again_where_noise_was_cut_off():
+    noise, x = Gaussian(0.15), 1.6 * scene() - 0.7
+    x = jnp.clip(x, 0, 1)
+    y = jnp.clip(noise.draw(jax.random.key(0), x), 0, 1)
+    result = RESTORE(Measurement(y, operators.identity, noise), jax.random.key(3))
+    picture = without_cut_off(result.picture, y, noise)
+    before, error = (float(jnp.mean(jnp.square(one - x))) for one in (result.picture, picture))
+    assert error < 0.8 * before
+    assert abs(result.evidence.error - error) < 3 * 0.15**2 * np.sqrt(2 / SIDE**2)
+    parts = fold_masks(jax.random.key(3), jnp.ones((SIDE, SIDE, 1)), 4)
+    fits = y[None] + 0.05 * jax.random.normal(jax.random.key(1), (4, SIDE, SIDE, 1))
+    of = jnp.ones_like(y), jnp.full_like(y, 0.02)
+    whole, grown = (cross_fit_errors(fits, y, parts, *of, jnp.full_like(y, growth)) for growth in (1.0, 4.0))
+    for name in ("blind", "mean", "missing"):
+        np.testing.assert_allclose(getattr(grown, name), 4 * getattr(whole, name), rtol=1e-5)
 
 
 def test_the_mean_errs_less_than_its_fits_and_spread_says_how_they_differ():
