@@ -187,7 +187,7 @@ ROWS: dict[str, Row] = {
     "refit": Row(crossfit.refitted, tuple(TASKS)),
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
     "cross-fit, 11 folds": Row(lambda: crossfit.cross_fitted(folds=11), HOLES),
-    "cross-fit, Adam": Row(lambda: crossfit.cross_fitted(adam_fit, num_steps=1500), INVERSE),
+    "cross-fit, Adam": Row(lambda: crossfit.cross_fitted(adam_fit, num_steps=1500), (*HOLES, "deblur-1.6")),
     "cross-fit, Adam, 12 folds": Row(lambda: crossfit.cross_fitted(adam_fit, 12, 1500), HOLES),
     "self-diffusion": Row(self_diffused(100), tuple(TASKS)),
     "self-diffusion, stopped": Row(self_diffused(25, 0.99, 0.1), tuple(TASKS)),

@@ -87,9 +87,9 @@ class DipConfig:
     """Cross-fitting: so many fits of each picture, each blind to another part of its pixels and stopped by it. Their
     mean is restored, and its error estimated, without the clean picture. Costs as many times one fit. To denoise up to
     64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
-    300, but for those of them that are given. For larger pictures, and where there is hardly any noise (the other
-    tasks, or --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv --patience 300, unless
-    another network or optimizer is given."""
+    300, but for those of them that are given. For larger pictures, and where there is hardly any noise (to
+    inpaint or deblur, or with --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv
+    --patience 300, unless another network or optimizer is given."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
@@ -167,7 +167,7 @@ def recommended(config: DipConfig, given: Collection[str], pixels: int, pictures
     """The configuration for pictures of so many pixels each: fields that the user did not give are, for a large picture
     and where there is hardly any noise, those of MUON_FIT, unless how it learns is given; to denoise few pixels in all,
     or if folds are asked for, those of CROSS_FIT."""
-    if config.stop != "held-out":
+    if config.stop != "held-out" or config.task == "superres":
         return config
     if (pixels > CROSS_FITTED or expects_no_noise(config)) and not _LEARNING & set(given):
         return replace(config, **{name: value for name, value in MUON_FIT.items() if name not in given})

@@ -75,8 +75,11 @@ def recommended_fit(channels: int, size: tuple[int, int], quiet: bool = False) -
 
 
 def is_quiet(measurement: Measurement) -> bool:
-    """Whether there is hardly any noise, as where pixels are missing: details are fitted to the end then."""
-    return float(jnp.mean(measurement.noise.variance(measurement.y))) < QUIET**2
+    """Whether there is hardly any noise in a measurement of the picture's size, as where pixels are missing: details
+    are fitted to the end then. One of lower resolution has none to fit."""
+    height, width = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape[:2]
+    same = measurement.y.shape[:2] == (height, width)
+    return same and float(jnp.mean(measurement.noise.variance(measurement.y))) < QUIET**2
 
 
 def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_steps: int = MOST_STEPS) -> Restore:

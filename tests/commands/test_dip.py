@@ -170,7 +170,7 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
     assert recommended(DipConfig(), (), few) == DipConfig(**CROSS_FIT)
     assert recommended(DipConfig(network="conv"), ("network", "image"), few) == DipConfig(
         **{**CROSS_FIT, "network": "conv"})
-    for same in (DipConfig(stop="wmv"), DipConfig(task="inpaint", sigma=10.0)):
+    for same in (DipConfig(stop="wmv"), DipConfig(task="inpaint", sigma=10.0), DipConfig(task="superres")):
         assert recommended(same, (), few) == same
     assert recommended(DipConfig(), (), few, 2) == recommended(DipConfig(), ("folds",), few) == DipConfig()
     assert recommended(DipConfig(folds=3), ("folds",), few, 2).network == "skip-small"

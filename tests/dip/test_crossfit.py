@@ -173,6 +173,16 @@ def test_the_second_picture_of_a_size_compiles_nothing():
     assert programs[0] == programs[1] > 0
 
 
+def test_quiet_pictures_take_the_fit_of_larger_ones_unless_their_measurement_is_smaller():
+    x, hole = scene(), operators.random_mask(jax.random.key(5), SIDE, SIDE, 0.5)
+    known = jnp.ones((SIDE, SIDE, 1))
+    for operator, sigma, quiet in ((operators.masked(hole), 0.0, True), (operators.masked(hole), 0.04, False),
+                                   (operators.blur(SIDE, SIDE, 1.0), 0.005, True),
+                                   (operators.downsample(SIDE, SIDE, 2), 0.0, False)):
+        fit = crossfit.remembered(None)(Measurement(operator(x), operator, Gaussian(sigma)), known)
+        assert fit.network == (crossfit.tapered_skip_net if quiet else crossfit.small_skip_net)(1)
+
+
 def test_larger_pictures_take_another_network_and_optimiser():
     small, large = (crossfit.recommended_fit(3, (64, side)) for side in (64, 65))
     assert (small.network, large.network) == (crossfit.small_skip_net(3), crossfit.tapered_skip_net(3))
