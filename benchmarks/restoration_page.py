@@ -30,7 +30,7 @@ PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cr
          (UNION, "prior photos, eight calls, turned"),
          ("prior photos, guided, 96 chains", "prior photos, guided, 32 chains"), ("cross-fit, 11 folds", "cross-fit"),
          ("cross-fit, Adam, 12 folds", "cross-fit, Adam"), ("cross-fit", "cross-fit, Adam"),
-         ("DIP-TV", "non-local means"), ("DIP-TV, Adam", "DIP-TV"),
+         ("DIP-TV", "non-local means"), ("DIP-TV, Adam", "DIP-TV"), ("DIP-TV", "DIP"), ("DIP-TV", "self-diffusion"),
          (f"{UNION}, oracle", UNION), (UNION, "biharmonic, then prior photos"), (UNION, "biharmonic"),
          ("half cross-fit, half prior photos, guided", "cross-fit"),
          ("half cross-fit, half prior photos, guided", "prior photos, guided"),
