@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
-from dipddpm_jax.commands.measurements import Measurements, blended, made_black_again
+from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements, blended, made_black_again
 from dipddpm_jax.commands.outcome import outcome
 from dipddpm_jax.commands.restoration_files import measurement_of
 from dipddpm_jax.commands.restorers import check_method, restorer_for
@@ -55,10 +55,11 @@ def restore(
 
     `task` is "denoise"; "inpaint", where `mask` (h, w) is not 0 where the picture is known; "superres" by `factor`; or
     "deblur", where `blur` is the standard deviation of the blur in pixels. `sigma` is that of the noise in the
-    picture's units, estimated if it is None: stop="discrepancy" uses it, and total variation. With
-    `peak` the noise is that of photons, so many at the picture's highest number (bytes: at 255) and none at 0, and
-    `sigma` what reading them out adds. With `impulse`, pixels that are black or white against what is about them count
-    as missing (`inverse.impulses`). `blend`, 0 to 1, is the share of `noisy` that is mixed back in where it is known.
+    picture's units, estimated if it is None: stop="discrepancy" uses it, total variation, and what undoes the bias of
+    noise that was cut off at black and white (`inverse.cut_off`). With `peak` the noise is that of photons, so many at
+    the picture's highest number (bytes: at 255) and none at 0, and `sigma` what reading them out adds. With `impulse`,
+    pixels that are black or white against what is about them count as missing (`inverse.impulses`). `blend`, 0 to 1, is
+    the share of `noisy` that is mixed back in where it is known.
     `network`, `stop`, `num_steps` and `folds` are those of `dipddpm-jax dip`, whose defaults, ten fits for a small
     picture, they have. Equal seeds give equal pictures. `progress` shows a bar.
 
@@ -86,8 +87,9 @@ def restore(
         factor=4 if factor is None else factor, blur=1.6 if blur is None else blur, **chosen)
     check_dip(config)
     config = recommended(config, chosen, picture.shape[0] * picture.shape[1])
-    if method == "dip" and sigma is not None and peak is None and stop != "discrepancy" and config.variant != "tv":
-        raise UserError(f"sigma does nothing with stop={stop!r} and one fit: it is for stop='discrepancy'")
+    unused = task not in AS_IT_IS and peak is None and stop != "discrepancy" and config.variant != "tv"
+    if method == "dip" and sigma is not None and unused:
+        raise UserError(f"sigma does nothing for task={task!r} with stop={stop!r}: it is for stop='discrepancy'")
     y = units.inside(picture)
     known = not_impulses(y) if impulse else known
     correlated = task == "denoise" and known is None and is_correlated(y)
