@@ -66,8 +66,7 @@ def restore(
     `method` "dip" is that. The others of `commands.restorers.RESTORERS` take none of its options but `sigma`, and show
     no bar: "photos", a pretrained model of photographs, which denoises in seconds, and fills, sharpens or enlarges
     small pictures in a minute; "cross-fit"; "cross-fit-photos", from which that model goes on; "self-diffusion",
-    "pixel-pairs", "non-local-means", "total-variation", "wavelets"; and "auto", the average of several with weights
-    that the picture itself tells, by splitting its noise or hiding known pixels.
+    "pixel-pairs", "non-local-means", "total-variation", "wavelets"; "auto", a weighted average (`inverse.referee`).
 
     Raises UserError for what is no picture, for options that do not fit, and for fits or a prior beyond memory.
     """
