@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from skimage.restoration import denoise_nl_means
 
-from dipddpm_jax.inverse.cut_off import variance_as_cut_off, without_cut_off
+from dipddpm_jax.inverse.cut_off import variance_left, without_cut_off
 from dipddpm_jax.inverse.noises import Gaussian
 
 NUDGE = 0.1  # of sigma, for the divergence
@@ -34,7 +34,7 @@ def means_beside(y: Float[np.ndarray, "h w c"], sigma: float) -> Beside:
     divergence = np.mean([np.mean(b * (_means(y + step * b, sigma) - picture)) / step for b in signs])
     mean, noise = jnp.asarray(picture), (jnp.asarray(y), Gaussian(sigma))
     bias = np.mean(np.square(without_cut_off(mean, *noise) - mean))
-    variance = np.mean(variance_as_cut_off(mean, *noise))
+    variance = np.mean(variance_left(mean, *noise))
     return Beside(picture, float(np.mean((picture - y) ** 2) + (2 * divergence - 1) * variance + bias))
 
 

@@ -20,7 +20,7 @@ from dipddpm_jax.dip.folds import block_masks, fold_masks
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import noises, operators
-from dipddpm_jax.inverse.cut_off import sigma_as_cut_off
+from dipddpm_jax.inverse.cut_off import sigma_left
 from dipddpm_jax.networks.muon import muon
 
 BLOCK_PARTS = 10  # of which one is held out, where blocks are and there is one fit
@@ -142,7 +142,7 @@ def _level(config: DipConfig, given: Measurements, i: int) -> np.float32:
     if config.peak:
         return given.sigma[i]
     known = None if given.known is None else given.known[i]
-    return np.float32(sigma_as_cut_off(given.measurements[i], measurements.noise_of(config, given, i), known))
+    return np.float32(sigma_left(given.measurements[i], measurements.noise_of(config, given, i), known))
 
 
 def repeats(config: DipConfig) -> int:

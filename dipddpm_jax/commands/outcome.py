@@ -13,7 +13,7 @@ from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
 from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors
 from dipddpm_jax.dip.problem import is_stuck
-from dipddpm_jax.inverse.cut_off import error_growth, variance_as_cut_off
+from dipddpm_jax.inverse.cut_off import error_growth, variance_left
 
 Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
@@ -95,7 +95,7 @@ def _of_noise(
     known = 1.0 if fits.problems.known is None else fits.problems.known[row]
     noise = mean, fits.problems.measurement[row], noise_of(config, given, picture), known
     growth = error_growth(*noise) if config.task in AS_IT_IS else jnp.ones_like(mean)
-    return variance_as_cut_off(*noise), growth
+    return variance_left(*noise), growth
 
 
 def _cross_fit_errors(

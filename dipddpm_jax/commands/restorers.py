@@ -57,7 +57,7 @@ def _within_memory(restore: Restore, require: Callable[[tuple[int, int, int]], N
 
 
 def _require_fits(count: int, shape: tuple[int, int, int]) -> None:
-    """Raises UserError where memory cannot hold so many fits of a small hourglass at once."""
+    """Raises UserError where memory cannot hold so many fits at once."""
     height, width, channels = shape
     if count * height * width > FEW_PIXELS:
         fit = recommended_fit(channels, (height, width))

@@ -23,7 +23,7 @@ from dipddpm_jax.dip.fit import Dip, DipState
 from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, fold_masks
 from dipddpm_jax.dip.problem import DipProblem
 from dipddpm_jax.dip.variants import total_variation
-from dipddpm_jax.inverse.cut_off import error_growth, variance_as_cut_off
+from dipddpm_jax.inverse.cut_off import error_growth, variance_left
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Poisson, poisson_misfit, squared_error
 from dipddpm_jax.inverse.operators import identity
@@ -185,7 +185,7 @@ def mean_of_fits(
     observed = jax.vmap(measurement.operator.forward)(pictures)
     noise = blind_mean(observed, parts), measurement.y, measurement.noise, known
     growth = error_growth(*noise) if picture.shape == measurement.y.shape else 1.0
-    errors = cross_fit_errors(observed, measurement.y, parts, known, variance_as_cut_off(*noise), growth)
+    errors = cross_fit_errors(observed, measurement.y, parts, known, variance_left(*noise), growth)
     error = errors.overall(known.mean())
     return Restoration(picture, pictures.std(0), Cost(steps=steps, error=float(error)))
 
@@ -196,7 +196,7 @@ def _blind_error(
     """Estimated mean squared error of a fit on the part that it did not see."""
     observed = measurement.operator.forward(picture)
     weight = jnp.broadcast_to(part * known, observed.shape)
-    variance = variance_as_cut_off(observed, measurement.y, measurement.noise, known)
+    variance = variance_left(observed, measurement.y, measurement.noise, known)
     errors = jnp.square(observed - measurement.y) - variance
     return float(jnp.sum(weight * errors) / jnp.maximum(weight.sum(), 1))
 

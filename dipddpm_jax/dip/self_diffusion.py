@@ -15,7 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
-from dipddpm_jax.inverse.cut_off import variance_as_cut_off
+from dipddpm_jax.inverse.cut_off import variance_left
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.operators import Operator
 from dipddpm_jax.networks.layers import initial_variables
@@ -84,7 +84,7 @@ def self_diffusion(
 def _less_noise(error: float, picture: Image, measurement: Measurement, seen: Array) -> float:
     """The estimated mean squared error of A x: the held-out error without the variance of the noise held out."""
     observed = measurement.operator.forward(picture)
-    variance = variance_as_cut_off(observed, measurement.y, measurement.noise, seen.astype(observed.dtype))
+    variance = variance_left(observed, measurement.y, measurement.noise, seen.astype(observed.dtype))
     return max(error - float(jnp.mean(jnp.broadcast_to(variance, seen.shape), where=seen)), 0.0)
 
 

@@ -99,7 +99,7 @@ def error_growth(
     return jnp.where(ended, 0, jnp.square(STEP / (more - mean)))
 
 
-def variance_as_cut_off(
+def variance_left(
     mean: Float[Array, "*n"], y: Float[Array, "*n"], noise: Noise, known: Float[Array, "..."] | float = 1.0
 ) -> Float[Array, "*n"]:
     """The variance of each value of y, whose means are given: less than the noise's own where it was cut off."""
@@ -116,7 +116,7 @@ def estimate_sigma_cut_off(
     ends = ((y == 0) | (y == 1)) & (weight != 0)
     if ends.sum() <= max(FEW, LEAST * weight.sum()) or y.min() < 0 or y.max() > 1:
         return sigma
-    mean, first = np.asarray(_roughly(y, weight)), sigma
+    mean, first = np.asarray(_brightness(y, weight)), sigma
     for _ in range(TIMES):
         inside = (weight != 0) & (mean > sigma) & (mean < 1 - sigma)
         if inside.sum() < 0.1 * weight.sum():
@@ -129,17 +129,17 @@ def _weight(y: Float[np.ndarray, "h w c"], known: Float[np.ndarray, "h w _"] | N
     return np.broadcast_to(np.float32(1) if known is None else known, y.shape).astype(np.float32)
 
 
-def _roughly(y: Float[np.ndarray, "h w c"], weight: Float[np.ndarray, "h w c"]) -> Float[Array, "h w c"]:
+def _brightness(y: Float[np.ndarray, "h w c"], weight: Float[np.ndarray, "h w c"]) -> Float[Array, "h w c"]:
     """How bright places are: the mean of y about every pixel."""
     smooth = blur(*y.shape[:2], BLUR).forward
     return smooth(jnp.asarray(weight * y)) / jnp.maximum(smooth(jnp.asarray(weight)), 1e-6)
 
 
-def sigma_as_cut_off(
+def sigma_left(
     y: Float[np.ndarray, "h w c"], noise: Noise, known: Float[np.ndarray, "h w _"] | None = None
 ) -> float:
     """The noise's standard deviation in y, where it may have been cut off: from how bright places are, roughly."""
     weight = _weight(y, known)
-    mean = _roughly(y, weight)
-    variance = variance_as_cut_off(mean, jnp.asarray(y), noise, jnp.asarray(weight))
+    mean = _brightness(y, weight)
+    variance = variance_left(mean, jnp.asarray(y), noise, jnp.asarray(weight))
     return float(jnp.sqrt(jnp.mean(variance, where=weight != 0)))

@@ -16,6 +16,7 @@ from dipddpm_jax.config.dip import (
     CROSS_FIT,
     CROSS_FITTED,
     MUON_FIT,
+    QUIET,
     DipConfig,
     DipRun,
     load_dip_config,
@@ -166,7 +167,7 @@ def test_a_large_picture_is_fitted_as_by_the_restorer_of_that_name():
 
 def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_path):
     few, many = 64 * 64, 65 * 64
-    assert CROSS_FITTED == crossfit.FEW_PIXELS
+    assert CROSS_FITTED == crossfit.FEW_PIXELS and QUIET / 255 == crossfit.QUIET
     assert recommended(DipConfig(), (), few) == DipConfig(**CROSS_FIT)
     assert recommended(DipConfig(network="conv"), ("network", "image"), few) == DipConfig(
         **{**CROSS_FIT, "network": "conv"})

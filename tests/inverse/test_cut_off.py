@@ -55,15 +55,15 @@ def test_it_is_found_and_undone_where_it_is_and_only_there():
 def test_its_variance_is_known_place_by_place_and_roughly():
     x = scene()
     mean, variance = cut_off.mean_and_variance(x, NOISE, Ends(True, True))
-    np.testing.assert_allclose(cut_off.variance_as_cut_off(mean, cut(x), NOISE), variance, rtol=0.03)
-    np.testing.assert_allclose(cut_off.sigma_as_cut_off(np.asarray(cut(x)), NOISE), jnp.sqrt(variance.mean()), rtol=0.1)
+    np.testing.assert_allclose(cut_off.variance_left(mean, cut(x), NOISE), variance, rtol=0.03)
+    np.testing.assert_allclose(cut_off.sigma_left(np.asarray(cut(x)), NOISE), jnp.sqrt(variance.mean()), rtol=0.1)
     assert float(jnp.sqrt(variance.mean())) < 0.85 * SIGMA
     known = np.zeros((48, 48, 1), np.float32)
     known[30:38, 4:18] = 1  # black alone
-    np.testing.assert_allclose(cut_off.sigma_as_cut_off(np.asarray(cut(x) * known), NOISE, known),
+    np.testing.assert_allclose(cut_off.sigma_left(np.asarray(cut(x) * known), NOISE, known),
                                float(jnp.sqrt(variance[0, 0, 0])), rtol=0.06)
     half = jnp.full((8, 8, 1), 0.5)
-    np.testing.assert_array_equal(cut_off.variance_as_cut_off(half, half, NOISE), jnp.full((8, 8, 1), SIGMA**2))
+    np.testing.assert_array_equal(cut_off.variance_left(half, half, NOISE), jnp.full((8, 8, 1), SIGMA**2))
 
 
 def test_the_level_is_estimated_where_nothing_was_cut_off():
