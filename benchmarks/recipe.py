@@ -67,6 +67,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "muon-patch-4": ("Muon, patches of 4, width 96, one resolution", MUON | {
         "network.width": 96, "network.patch_size": 4, "network.multipliers": (1,)}),
     "muon-ema": ("Muon, EMA .98", MUON | {"optimizer.ema_decay": 0.98}),
+    "muon-warm-up-0": ("Muon, no warm-up", MUON | {"optimizer.warmup_steps": 0}),
+    "muon-warm-up-300": ("Muon, three times the warm-up", MUON | {"optimizer.warmup_steps": 300}),
     "muon-no-drop": ("Muon, labels never dropped, no guidance", MUON | {"label_drop": 0.0, "sampler.guidance": 0.0}),
     "muon-x0": ("Muon, target x0", MUON | {"target": "x0"}),
 }
@@ -116,7 +118,8 @@ def relative_cost(changes: dict[str, Any], rounds: int = 5) -> float:
 def measure(row: str, seed: int, length: int, folder: Path, budget: float | None) -> dict[str, Any]:
     """One run of a row, trained and judged. Raises Stopped when the budget of minutes ends before."""
     workdir = folder / f"{row}-{length}-{seed}"
-    known = records.read_lines(folder / "costs.jsonl")
+    known = [line for line in records.read_lines(LINES) if line["length"] == length]  # all seeds take as many steps
+    known += records.read_lines(folder / "costs.jsonl")
     cost = next((line["cost"] for line in known if line["row"] == row), None)
     if cost is None:
         cost = relative_cost(ROWS[row][1])

@@ -44,7 +44,7 @@ RULES = (
     "*Told at*: the look at which the verdict was given, where more runs were made for other "
     "claims. Runs differ in weights and noise; what they share (one photograph in 002, the data and the DIP's digit in "
     "001) the verdict does not reach beyond. The rules were written on 2026-11-26, when the first runs of most tables "
-    "had been seen, and those of claims asked anew on 2026-11-27: the 5 % are those of rules that are fixed "
+    "had been seen, and those of claims asked anew on 2026-11-27 and 28: the 5 % are those of rules that are fixed "
     "beforehand, and of one report.")
 
 
