@@ -67,6 +67,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "muon-patch-4": ("Muon, patches of 4, width 96, one resolution", MUON | {
         "network.width": 96, "network.patch_size": 4, "network.multipliers": (1,)}),
     "muon-ema": ("Muon, EMA .98", MUON | {"optimizer.ema_decay": 0.98}),
+    "muon-shift": ("Muon, digits moved by up to a pixel", MUON | {"shift": 1}),
     "muon-warm-up-0": ("Muon, no warm-up", MUON | {"optimizer.warmup_steps": 0}),
     "muon-warm-up-300": ("Muon, three times the warm-up", MUON | {"optimizer.warmup_steps": 300}),
     "muon-no-drop": ("Muon, labels never dropped, no guidance", MUON | {"label_drop": 0.0, "sampler.guidance": 0.0}),

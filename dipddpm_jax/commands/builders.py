@@ -18,7 +18,7 @@ from dipddpm_jax.config.diffusion import AUTOENCODE, SCHEDULES, OptimizerConfig,
 from dipddpm_jax.config.own import own_function
 from dipddpm_jax.config.sampler import SAMPLERS, Sampler, SamplerConfig, begins_with_pictures, is_own
 from dipddpm_jax.config.saved import Facts
-from dipddpm_jax.diffusion import denoisers, few_steps, samplers, schedules, spacings
+from dipddpm_jax.diffusion import augmentation, denoisers, few_steps, samplers, schedules, spacings
 from dipddpm_jax.diffusion.forward import Pair, min_snr, training_pair
 from dipddpm_jax.diffusion.training import Pixels, TrainState, init_state, make_loss, rngs
 from dipddpm_jax.errors import UserError
@@ -51,6 +51,13 @@ def make_weights(config: TrainConfig) -> Callable | None:
     if config.weighting == "uniform":
         return None
     return partial(min_snr, make_schedule(config.schedule), config.target)
+
+
+def make_augment(config: TrainConfig) -> Callable | None:
+    """What is done to training pictures at random; None for nothing."""
+    if not config.mirror and not config.shift:
+        return None
+    return partial(augmentation.augmented, mirror=config.mirror, shift=config.shift)
 
 
 def make_run_loss(config: TrainConfig, network: nn.Module) -> Callable:

@@ -85,7 +85,8 @@ def make_program(
     loss = builders.make_run_loss(config, network)
     step = training.make_train_step(
         loss, schedule.num_steps, builders.make_optimizer(config.optimizer, config.steps),
-        ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop)
+        ema_decay=config.optimizer.ema_decay, drop_rate=config.label_drop,
+        augment=builders.make_augment(config))
     chunk = training.make_chunk(
         step, config.batch_size, length, training.Pixels(config.pixel_mean, config.pixel_std).encode,
         place=lambda batch: jax.lax.with_sharding_constraint(batch, across),

@@ -151,6 +151,10 @@ class TrainConfig:
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
     """[0, 1] pixels become (pixel - mean) / std."""
+    mirror: bool = False
+    """Show each training picture mirrored, left to right, half of the time."""
+    shift: int = 0
+    """Move training pictures by up to so many pixels along both sides, their edge repeated."""
     labels: bool = True
     """Train on the labels, if the data have any."""
     label_drop: float = 0.1

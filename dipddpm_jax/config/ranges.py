@@ -45,6 +45,8 @@ def check(config: TrainConfig, run: RunOptions = NO_OPTIONS) -> None:
     if config.schedule.name not in SCHEDULES and not is_own(config.schedule.name):
         raise UserError(f"unknown schedule {config.schedule.name!r}: {closest(config.schedule.name, list(SCHEDULES))}"
                         f"known are {', '.join(SCHEDULES)}, or MODULE:FUNCTION")
+    if not 0 <= config.shift <= 64:
+        raise UserError(f"--shift must be 0 to 64 pixels; got {config.shift}")
     if config.weighting != "uniform" and config.target == AUTOENCODE:
         raise UserError(f"--weighting {config.weighting} weighs noise levels, which --target {AUTOENCODE} has none of")
     if not 0 < config.schedule.first_beta <= config.schedule.last_beta < 1:

@@ -18,6 +18,7 @@ from dipddpm_jax.networks.layers import BatchNorm, initial_variables
 from dipddpm_jax.types import Images, Labels, Times, no_labels
 
 ORDER = 2**31 - 1  # fold_in constant of the data order: no step number reaches it
+AUGMENT = 2**31 - 2  # that of what is done to the pictures of a step
 
 
 class TrainState(NamedTuple):
@@ -129,16 +130,20 @@ def averaged_statistics(old: PyTree, new: PyTree, decay: Float[Array, ""]) -> Py
 
 def make_train_step(
     loss_fn: Callable, num_steps: int, optimizer: optax.GradientTransformation, *, ema_decay: float, drop_rate: float,
+    augment: Callable[[Key[Array, ""], Images], Images] | None = None,
 ) -> Callable[[TrainState, Images, Labels | None], tuple[TrainState, Metrics]]:
     """One optimizer update. A step whose loss or gradient is not finite changes nothing.
 
     `ema_decay` averages the parameters into `ema_params`, and BatchNorm's running statistics over as many steps; 0
     keeps both as they are. `drop_rate` is the share of pictures whose labels are hidden from the network, for guidance
-    (0.1 in the commands; 0 if there is to be none).
+    (0.1 in the commands; 0 if there is to be none). `augment` changes the pictures before anything else (see
+    `diffusion.augmentation`).
     """
 
     def step(state: TrainState, images: Images, labels: Labels | None):
         key = jax.random.fold_in(state.key, state.step)
+        if augment is not None:
+            images = augment(jax.random.fold_in(key, AUGMENT), images)
         t, eps, labels = random_draws(key, num_steps, images, labels, drop_rate)
         (loss, collections), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.collections, images, labels, t, eps, key, True)

@@ -42,8 +42,9 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         del record["sampler"]["spacing"]
     if config.start is None:
         del record["start"]
-    if config.weighting == "uniform":
-        del record["weighting"]
+    for name in ("weighting", "mirror", "shift"):
+        if getattr(config, name) == getattr(TrainConfig, name):
+            del record[name]
     if not record["network"].get("label_attention", True):
         del record["network"]["label_attention"]
     if config.schedule.name != "linear" or config.schedule.num_steps == config.schedule.beta_steps:

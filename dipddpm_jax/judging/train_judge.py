@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from dipddpm_jax import data
+from dipddpm_jax.diffusion import augmentation
 from dipddpm_jax.diffusion.training import Pixels
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.judging.judges import JUDGED
@@ -79,12 +80,8 @@ def optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
 def disturbed(images: Images, key: Key[Array, ""], recipe: Recipe) -> Images:
     """Each picture shifted along both sides, its edge repeated, and with noise of its own strength."""
     place, strength, noise = jax.random.split(key, 3)
-    most = recipe.shift
-    padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-    corners = jax.random.randint(place, (len(images), 2), 0, 2 * most + 1)
-    cut = jax.vmap(lambda image, c: jax.lax.dynamic_slice(image, (c[0], c[1], 0), images.shape[1:]))
     sigma = recipe.noise * jax.random.uniform(strength, (len(images), 1, 1, 1))
-    return cut(padded, corners) + sigma * jax.random.normal(noise, images.shape)
+    return augmentation.moved(place, images, recipe.shift) + sigma * jax.random.normal(noise, images.shape)
 
 
 def cross_entropy(logits: Float[Array, "b k"], labels: Labels) -> Float[Array, ""]:

@@ -61,6 +61,7 @@ def test_options_of_a_sampler_that_does_something_are_taken():
     ({"schedule": ScheduleConfig("cosin")}, "unknown schedule 'cosin': did you mean cosine"),
     ({"schedule": ScheduleConfig(last_beta=float("nan"))}, "--schedule.last-beta must be a finite number"),
     ({"sampler": SamplerConfig(guidance=float("nan"))}, "--sampler.guidance must be a finite number"),
+    ({"shift": 65}, "--shift must be 0 to 64 pixels"),
     ({"weighting": "min-snr", "target": "autoencode"}, "--weighting min-snr weighs noise levels"),
 ])
 def test_numbers_that_no_run_can_have(changes, words):
@@ -128,10 +129,11 @@ def test_what_old_versions_scored_and_trained_is_found_again():
     config = dataclasses.replace(PRESETS["scenes"][1], network=UNet())
     found = labelled_runs._identity(config)
     old = saved.to_json(config)
-    del old["sampler"]["spacing"], old["schedule"]["beta_steps"], old["start"], old["weighting"]
-    del old["network"]["label_attention"]
+    del old["sampler"]["spacing"], old["schedule"]["beta_steps"], old["network"]["label_attention"]
+    del old["start"], old["weighting"], old["mirror"], old["shift"]
     assert found == old
-    for changed in (dict(weighting="min-snr"), dict(network=UNet(label_attention=True))):
+    for changed in (dict(weighting="min-snr"), dict(mirror=True), dict(shift=2),
+                    dict(network=UNet(label_attention=True))):
         record = saved.to_json(dataclasses.replace(config, **changed))
         assert labelled_runs._identity(dataclasses.replace(config, **changed)) == {
             **old, **{name: record[name] for name in changed}}
