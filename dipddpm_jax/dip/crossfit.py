@@ -184,7 +184,9 @@ def mean_of_fits(
     picture = pictures.mean(0)
     observed = jax.vmap(measurement.operator.forward)(pictures)
     noise = blind_mean(observed, parts), measurement.y, measurement.noise, known
-    growth = error_growth(*noise) if picture.shape == measurement.y.shape else 1.0
+    growth = 1.0
+    if picture.shape == measurement.y.shape:
+        growth, observed = error_growth(*noise), jnp.where(known != 0, observed, pictures)
     errors = cross_fit_errors(observed, measurement.y, parts, known, variance_left(*noise), growth)
     error = errors.overall(known.mean())
     return Restoration(picture, pictures.std(0), Cost(steps=steps, error=float(error)))

@@ -64,7 +64,8 @@ def cross_fit_errors(
     known: Float[Array, "..."], variance: Float[Array, "*n"], growth: Float[Array, "*n"] | float = 1.0,
 ) -> FoldErrors:
     """Errors of K fits, observed through A, from the measurement y with noise of that `variance`. Every known pixel
-    must be in the `parts` of at least one fit, which is blind to it, and outside those of at least two.
+    must be in the `parts` of at least one fit, which is blind to it, and outside those of at least two; where nothing
+    is known, the fits themselves are `observed`.
 
     Model, per pixel: a fit that is blind to it gives m + e, one that sees it m + h (y - m) + e (the leave-one-out
     identity of linear smoothers), e independent between fits. With u the mean of the b blind fits (1 in cross-fitting)
@@ -74,7 +75,8 @@ def cross_fit_errors(
 
     so that h = 1 - B / C and E(m - x)^2 = C^2 / B - sigma^2. The error of the mean f of all K is Efron's (2004, eq.
     2.8) E(f - x)^2 = E(f - y)^2 - sigma^2 + 2 cov(f, y), where cov(f, y) = h sigma^2 (K - b) / K. Where no fit sees,
-    it is E(m - x)^2 + Var(e) / K, with Var(e) = b (E[q^2] - C^2 / B). Squared errors that `growth` makes larger later
+    it is that of one blind fit, less (1 - 1 / K) times the variance between fits there: the mean's error is
+    E(m - x)^2 + Var(e) / K, that of one E(m - x)^2 + Var(e). Squared errors that `growth` makes larger later
     (`inverse.cut_off.error_growth`, of `blind_mean`: it must not know y) count as that.
     """
     count = observed.shape[0]
@@ -88,12 +90,11 @@ def cross_fit_errors(
     u = jnp.sum(parts * observed, 0) / jnp.maximum(blind, 1)
     s = jnp.sum((1 - parts) * observed, 0) / seeing
     scatter = jnp.sum((1 - parts) * jnp.square(observed - s[None]), 0) / (seeing - 1)
-    r, q, noise = y - s, y - u, average(variance)
+    r, q = y - s, y - u
     c, b = average(r * q), average(jnp.square(r) - scatter / seeing)
     gain = jnp.where((c > 0) & (b < c), 1 - jnp.maximum(b, 0) / jnp.where(c > 0, c, 1), 0)
-    shared = jnp.where(b > 0, jnp.square(c) / jnp.where(b > 0, b, 1), c)
-    own = jnp.maximum(average(blind * (jnp.square(q) - shared)), 0)
     mean = average(growth * (jnp.square(observed.mean(0) - y) + (2 * gain * seeing / count - 1) * variance))
     alone = jnp.sum(parts * jnp.square(observed - y[None]), 0) / jnp.maximum(blind, 1)
-    missing = average(jnp.broadcast_to(growth, y.shape)) * (shared - noise + own / count)
-    return FoldErrors(average(growth * (alone - variance)), mean, missing, gain)
+    one, hole = average(growth * (alone - variance)), 1 - weight
+    apart = jnp.sum(hole * growth * observed.var(0, ddof=1)) / jnp.maximum(hole.sum(), 1)
+    return FoldErrors(one, mean, one - (1 - 1 / count) * apart, gain)

@@ -89,6 +89,19 @@ def test_the_estimated_errors_are_the_true_ones_on_simulated_fits(own, missing):
         np.testing.assert_allclose(estimated[2], true[2], rtol=0.08)
 
 
+def test_the_error_in_holes_is_found_where_fits_repeat_what_they_see():
+    """Without noise a fit says nothing where it sees, and everything where it is blind."""
+    rng, count, shape = np.random.default_rng(0), 10, (40, 40, 1)
+    clean, known = rng.uniform(size=shape), np.float32(rng.uniform(size=shape) < 0.5)
+    parts = np.asarray(fold_masks(jax.random.key(0), jnp.asarray(known), count))
+    fits = clean + 0.06 * rng.normal(size=shape) + 0.08 * rng.normal(size=(count, *shape))  # shared, and of each
+    fits = np.where(known * (1 - parts) > 0, clean, fits)
+    errors = cross_fit_errors(*map(jnp.float32, (fits, clean, parts, known, np.zeros(shape))))
+    hole, square = known == 0, np.square(fits.mean(0) - clean)
+    np.testing.assert_allclose(errors.missing, square[hole].mean(), rtol=0.1)
+    np.testing.assert_allclose(errors.overall(jnp.mean(known)), square.mean(), rtol=0.1)
+
+
 def test_a_fit_never_sees_its_part():
     y = Gaussian(0.1).draw(jax.random.key(0), scene())
     known, key = jnp.ones((SIDE, SIDE, 1)), jax.random.key(1)
