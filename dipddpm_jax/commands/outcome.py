@@ -27,10 +27,11 @@ class Outcome(NamedTuple):
     error: Float[np.ndarray, "pictures"]
     """Estimated mean squared error of what is restored to the clean picture, as far as it is observed (nan where a
     share of the measurement is mixed back in, with whose noise that error correlates): of cross-fitting
-    `dip.folds.cross_fit_errors`; of one fit with the rule held-out, whose pixels it has not seen: E |Af(z) - y|^2 =
+    `dip.folds.cross_fit_errors`; of one fit with the rule held-out, on pixels that it has not seen: E |Af(z) - y|^2 =
     error + sigma^2 (Batson and Royer 2019, proposition 1), and so of several that hold out blocks, of which it is the
-    mean error of one. With other rules a lower bound, since the fit has seen all of y and its error is correlated with
-    the noise."""
+    mean error of one; on those that it has seen no more than that, nor than E |Af(z) - y|^2 + sigma^2, which is less
+    where there is hardly any noise. With other rules a lower bound, since the fit has seen all of y and its error is
+    correlated with the noise."""
     steps: Int[np.ndarray, "pictures repeats tiles"]  # counted from 1, of the output that was kept
     stopped: Bool[np.ndarray, "pictures repeats tiles"]  # whether the rule fired
     stuck: Bool[np.ndarray, "pictures repeats tiles"]  # whether the fit lies near a constant
@@ -72,20 +73,23 @@ def _misfits(
     config: DipConfig, given: Measurements, fit: Dip, fits: Fits, rows: Float[np.ndarray, "n h w c"]
 ) -> tuple[Float[np.ndarray, "pictures"], Float[np.ndarray, "pictures"]]:
     """Mean squared misfit of each picture to the pixels that were held out of its fits, or to all that are known, and
-    the estimated error there."""
-    problems, sums = fits.problems, np.zeros((len(rows), 3))
+    the estimated error of the whole picture."""
+    problems, sums = fits.problems, np.zeros((len(rows), 6))
     for i, row in enumerate(rows):
         y = np.asarray(problems.measurement[i], np.float64)
-        weight = np.ones_like(y)
-        for mask in (problems.known, problems.held_out):
-            weight = weight if mask is None else weight * np.asarray(mask[i])
+        known, hidden = (np.broadcast_to(1.0 if mask is None else mask[i], y.shape)
+                         for mask in (problems.known, problems.held_out))
+        judges, seen = known * hidden, known * (1 - hidden)
         observed = fit.observe(jnp.asarray(row))
         misfit = (np.asarray(observed) - y) ** 2
         picture = i // (len(rows) // fits.pictures)
         variance, growth = map(np.asarray, _of_noise(config, given, picture, fits, i, observed))
-        sums[i] = [(weight * part).sum() for part in (misfit, growth * (misfit - variance), 1.0)]
-    misfit, error, count = sums.reshape(fits.pictures, -1, 3).sum(1).T
-    return misfit / np.maximum(count, 1), error / np.maximum(count, 1)
+        sums[i] = [(judges * misfit).sum(), (judges * growth * (misfit - variance)).sum(), judges.sum(),
+                   (seen * growth * (misfit + variance)).sum(), seen.sum(), y.size]
+    misfit, error, count, fitted, looked_at, size = sums.reshape(fits.pictures, -1, 6).sum(1).T
+    error, share = error / np.maximum(count, 1), looked_at / size
+    fitted = np.minimum(error, fitted / np.maximum(looked_at, 1))
+    return misfit / np.maximum(count, 1), share * fitted + (1 - share) * error
 
 
 def _of_noise(

@@ -50,6 +50,19 @@ def test_the_estimated_error_is_the_true_one():
     assert abs(np.mean(errors) - 0.01) < 0.001
 
 
+def test_without_noise_a_fit_is_as_right_as_it_looks_where_it_has_seen():
+    """And where it has not, as wrong as it is on the pixels that judge."""
+    config = DipConfig(network="conv", num_steps=10, task="inpaint")
+    known = np.float32(np.random.default_rng(0).uniform(size=CLEAN.shape) < 0.5)
+    given = Measurements(("p",), (known * CLEAN)[None], None, known[None], np.float32([0.0]), (32, 32), whites=(255.0,))
+    fit, batch = fits.make_fit(config, 1, (32, 32)), fits.make_fits(config, given)
+    unseen = 1 - known * (1 - np.asarray(batch.problems.held_out[0]))
+    wrong = jnp.float32(CLEAN + 0.1 * unseen)[None]
+    states = fits.start_fits(config, fit, batch)._replace(kept=Kept(wrong, wrong, jnp.int32([9])))
+    result = outcome.outcome(config, given, fit, batch, states)
+    np.testing.assert_allclose(result.error, 0.01 * unseen.mean(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("peak", [30.0, 3000.0])
 def test_penalties_weigh_against_photons_as_against_squared_errors(peak):
     """Whatever the peak, an error of a grey pixel costs what its square does."""
