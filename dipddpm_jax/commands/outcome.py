@@ -11,7 +11,7 @@ from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements, blended, m
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
-from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors
+from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, error_of_one
 from dipddpm_jax.dip.problem import is_stuck
 from dipddpm_jax.inverse.cut_off import error_growth, variance_left
 
@@ -28,10 +28,9 @@ class Outcome(NamedTuple):
     """Estimated mean squared error of what is restored to the clean picture, as far as it is observed (nan where a
     share of the measurement is mixed back in, with whose noise that error correlates): of cross-fitting
     `dip.folds.cross_fit_errors`; of one fit with the rule held-out, on pixels that it has not seen: E |Af(z) - y|^2 =
-    error + sigma^2 (Batson and Royer 2019, proposition 1), and so of several that hold out blocks, of which it is the
-    mean error of one; on those that it has seen no more than that, nor than E |Af(z) - y|^2 + sigma^2, which is less
-    where there is hardly any noise. With other rules a lower bound, since the fit has seen all of y and its error is
-    correlated with the noise."""
+    error + sigma^2 (Batson and Royer 2019, proposition 1), and elsewhere as `dip.folds.error_of_one` says; so of
+    several that hold out blocks, of which it is the mean error of one. With other rules a lower bound, since the fit
+    has seen all of y and its error is correlated with the noise."""
     steps: Int[np.ndarray, "pictures repeats tiles"]  # counted from 1, of the output that was kept
     stopped: Bool[np.ndarray, "pictures repeats tiles"]  # whether the rule fired
     stuck: Bool[np.ndarray, "pictures repeats tiles"]  # whether the fit lies near a constant
@@ -74,7 +73,7 @@ def _misfits(
 ) -> tuple[Float[np.ndarray, "pictures"], Float[np.ndarray, "pictures"]]:
     """Mean squared misfit of each picture to the pixels that were held out of its fits, or to all that are known, and
     the estimated error of the whole picture."""
-    problems, sums = fits.problems, np.zeros((len(rows), 6))
+    problems, sums = fits.problems, np.zeros((len(rows), 7))
     for i, row in enumerate(rows):
         y = np.asarray(problems.measurement[i], np.float64)
         known, hidden = (np.broadcast_to(1.0 if mask is None else mask[i], y.shape)
@@ -85,11 +84,10 @@ def _misfits(
         picture = i // (len(rows) // fits.pictures)
         variance, growth = map(np.asarray, _of_noise(config, given, picture, fits, i, observed))
         sums[i] = [(judges * misfit).sum(), (judges * growth * (misfit - variance)).sum(), judges.sum(),
-                   (seen * growth * (misfit + variance)).sum(), seen.sum(), y.size]
-    misfit, error, count, fitted, looked_at, size = sums.reshape(fits.pictures, -1, 6).sum(1).T
-    error, share = error / np.maximum(count, 1), looked_at / size
-    fitted = np.minimum(error, fitted / np.maximum(looked_at, 1))
-    return misfit / np.maximum(count, 1), share * fitted + (1 - share) * error
+                   (seen * growth * misfit).sum(), (seen * growth * variance).sum(), seen.sum(), y.size]
+    misfit, error, count, fitted, noise, looked_at, size = sums.reshape(fits.pictures, -1, 7).sum(1).T
+    count, at = np.maximum(count, 1), np.maximum(looked_at, 1)
+    return misfit / count, error_of_one(error / count, fitted / at, noise / at, looked_at / size)
 
 
 def _of_noise(

@@ -20,7 +20,7 @@ from dipddpm_jax.dip import stopping
 from dipddpm_jax.dip.batches import advance_all, spread_fits
 from dipddpm_jax.dip.codes import noise_code
 from dipddpm_jax.dip.fit import Dip, DipState
-from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, fold_masks
+from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, error_of_one, fold_masks
 from dipddpm_jax.dip.problem import DipProblem
 from dipddpm_jax.dip.variants import total_variation
 from dipddpm_jax.inverse.cut_off import error_growth, variance_left
@@ -104,8 +104,8 @@ def cross_fitted(fits: Callable[[int], Dip] | None = None, folds: int = 10, num_
 
 def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_steps: int = MOST_STEPS) -> Restore:
     """A restorer at the cost of two fits: one that holds out one of `share` parts says when to stop, and a second one
-    with the same weights and code, which sees all known pixels, is stopped at that step. `evidence.error` is that of
-    the first fit where it is blind, an upper bound in expectation."""
+    with the same weights and code, which sees all known pixels, is stopped at that step. `evidence.error` is an upper
+    bound in expectation."""
     fit_for = remembered(fits)
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
@@ -119,7 +119,7 @@ def refitted(fits: Callable[[int], Dip] | None = None, share: int = 10, num_step
         first = jax.tree.map(lambda leaf: leaf[0], begun)
         state = _advance_to(whole, problem, whole.start(
             problem, {"params": first.params, **first.statistics}, first.key), blind.kept.step[0] + 1)
-        error = _blind_error(measurement, known, parts[0], blind.kept.average[0])
+        error = _error_of_second(measurement, known, parts[0], blind.kept.average[0], state.average)
         return Restoration(state.average, None, Cost(steps=int(blind.step[0] + state.step), error=error))
 
     return restore
@@ -192,15 +192,20 @@ def mean_of_fits(
     return Restoration(picture, pictures.std(0), Cost(steps=steps, error=float(error)))
 
 
-def _blind_error(
-    measurement: Measurement, known: Float[Array, "..."], part: Float[Array, "h w 1"], picture: Image
+def _error_of_second(
+    measurement: Measurement, known: Float[Array, "..."], part: Float[Array, "h w 1"], first: Image, picture: Image
 ) -> float:
-    """Estimated mean squared error of a fit on the part that it did not see."""
-    observed = measurement.operator.forward(picture)
-    weight = jnp.broadcast_to(part * known, observed.shape)
-    variance = variance_left(observed, measurement.y, measurement.noise, known)
-    errors = jnp.square(observed - measurement.y) - variance
-    return float(jnp.sum(weight * errors) / jnp.maximum(weight.sum(), 1))
+    """Estimated mean squared error of a fit that sees all that is known: elsewhere that of the `first`, on the part
+    that it did not see."""
+    y, weight = measurement.y, jnp.broadcast_to(known, measurement.y.shape)
+
+    def average(weight, values):
+        return float(jnp.sum(weight * values) / jnp.maximum(weight.sum(), 1))
+
+    observed, second = map(measurement.operator.forward, (first, picture))
+    noise = variance_left(observed, y, measurement.noise, known)
+    return float(error_of_one(average(part * weight, jnp.square(observed - y) - noise),
+                              average(weight, jnp.square(second - y)), average(weight, noise), float(weight.mean())))
 
 
 class _Kind(NamedTuple):

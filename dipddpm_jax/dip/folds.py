@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 
@@ -50,6 +51,16 @@ def block_masks(
     hidden = jnp.pad(hidden, ((0, 0), (0, 1), (0, 1), (0, 0)), "edge")[:, :height, :width]
     inner = [(jnp.arange(length) % side > 0) & (jnp.arange(length) % side < side - 1) for length in (height, width)]
     return hidden, hidden * jnp.outer(*inner)[None, ..., None]
+
+
+Figures = float | Float[np.ndarray, "pictures"]
+
+
+def error_of_one(blind: Figures, misfit: Figures, variance: Figures, seen: Figures) -> Figures:
+    """Estimated mean squared error of single fits on their whole pictures, a share `seen` of whose pixels it was fitted
+    to: elsewhere it errs as where it is `blind`; there no more than that, nor than its mean squared `misfit` and the
+    noise's variance, which is less where there is hardly any noise."""
+    return seen * np.minimum(blind, misfit + variance) + (1 - seen) * blind
 
 
 def blind_mean(observed: Float[Array, "fits *n"], parts: Float[Array, "fits ..."]) -> Float[Array, "*n"]:

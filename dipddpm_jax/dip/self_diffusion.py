@@ -15,6 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
+from dipddpm_jax.dip.folds import error_of_one
 from dipddpm_jax.inverse.cut_off import variance_left
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.operators import Operator
@@ -75,17 +76,19 @@ def self_diffusion(
             if not held_out or error < kept[0]:
                 kept = float(error), state.average / weight
         error, picture = kept
-        error = _less_noise(error, picture, measurement, seen) if held_out else None
+        error = _whole_error(error, picture, measurement, seen, held) if held_out else None
         return Restoration(picture, None, Cost(steps=levels * steps, error=error))
 
     return restore
 
 
-def _less_noise(error: float, picture: Image, measurement: Measurement, seen: Array) -> float:
-    """The estimated mean squared error of A x: the held-out error without the variance of the noise held out."""
-    observed = measurement.operator.forward(picture)
-    variance = variance_left(observed, measurement.y, measurement.noise, seen.astype(observed.dtype))
-    return max(error - float(jnp.mean(jnp.broadcast_to(variance, seen.shape), where=seen)), 0.0)
+def _whole_error(error: float, picture: Image, measurement: Measurement, known: Array, held: Array) -> float:
+    """The estimated mean squared error of A x, from the error on what was `held` out, noise included."""
+    observed, seen = measurement.operator.forward(picture), known & ~held
+    variance = jnp.broadcast_to(
+        variance_left(observed, measurement.y, measurement.noise, known.astype(observed.dtype)), known.shape)
+    noise, fitted = jnp.mean(variance, where=known), jnp.mean(jnp.square(observed - measurement.y), where=seen)
+    return max(float(error_of_one(error - float(noise), float(fitted), float(noise), float(seen.mean()))), 0.0)
 
 
 def _level(

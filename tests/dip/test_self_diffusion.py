@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dipddpm_jax.diffusion.schedules import from_betas
-from dipddpm_jax.dip.self_diffusion import _less_noise, level_sigmas, self_diffusion
+from dipddpm_jax.dip.self_diffusion import _whole_error, level_sigmas, self_diffusion
 from dipddpm_jax.inverse import operators
 from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.noises import Gaussian, Poisson
@@ -68,7 +68,11 @@ def test_the_noise_that_is_taken_off_the_error_is_that_of_known_pixels():
     seen = operators.random_mask(jax.random.key(0), 32, 32, 0.3) != 0
     measurement = Measurement(scene(), operators.masked(seen.astype(jnp.float32)), Poisson(20.0))
     variance = float(jnp.mean((scene() / 20)[seen]))
-    assert _less_noise(variance + 0.01, scene(), measurement, seen) == pytest.approx(0.01, rel=1e-3)
+    held = seen & (jnp.arange(32) % 2 == 0)[:, None, None]
+    assert _whole_error(variance + 0.01, scene(), measurement, seen, held) == pytest.approx(0.01, rel=1e-3)
+    quiet = measurement._replace(y=seen * scene(), noise=Gaussian(0.0))  # right where it was seen, by how much else
+    found = _whole_error(0.01, scene(), quiet, seen, held)
+    assert found == pytest.approx(0.01 * (1 - float((seen & ~held).mean())), rel=1e-3)
 
 
 def test_holes_are_filled_and_what_is_known_is_kept():
