@@ -23,6 +23,7 @@ TITLES = {
 
 REFEREES = ("referee", "referee, untrained", "referee, untrained, with BM3D")
 UNION = "cross-fit, then prior photos"
+UNSEEN = ("superres-4", "deblur-1.6")  # tasks of which errors are those of A x, not of the picture
 UNDONE = "cut-off undone"
 PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
@@ -81,7 +82,8 @@ def table(lines: list[dict], control: str = CONTROL) -> list[str]:
         mine = [line for line in lines if line["row"] == row]
         shared = [picture for picture in means[row] if picture in against]
         less = signed([means[row][p] - against[p] for p in shared])
-        guess = [-10 * np.log10(max(line["error"], 1e-9)) - line["psnr"] for line in mine if line["error"] is not None]
+        guess = [-10 * np.log10(max(line["error"], 1e-9)) - line["psnr"] for line in mine
+                 if line["error"] is not None and line["task"] not in UNSEEN]
         estimate = f"{np.median(guess):+.2f}, {np.median(np.abs(guess)):.2f}" if guess else ""
         few = "" if len(means[row]) == most else "*"
         text.append(f"| {row}{few} | {np.mean(list(means[row].values())):.2f} | "
@@ -160,7 +162,8 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
         "the clean picture; what has `prior photos` in its name was trained on other photographs, the rest on nothing. "
         "All methods of a task see the same noise; a seed changes it too. Differences are taken "
         "picture by picture; the interval is Student's over pictures. `estimated`: what the method says of its own "
-        "error. Core seconds are those of all threads, median over pictures; the machine did other work meanwhile.", "",
+        "error, where the picture itself was measured. Core seconds are those of "
+        "all threads, median over pictures; the machine did other work meanwhile.", "",
         f"Made on {'; '.join(where)}.", "", NOTES + notes + END, ""]
     groups = sorted({(source_of(line), line["side"]) for line in lines}, key=lambda group: (group[0] != "set12", group))
     for (source, side), (task, title) in itertools.product(groups, TITLES.items()):

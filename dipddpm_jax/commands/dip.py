@@ -20,7 +20,7 @@ from dipddpm_jax import checkpoints, devices, plots
 from dipddpm_jax.commands import dip_report, fit_cost, measurements
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits, take
 from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
-from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements
 from dipddpm_jax.commands.outcome import decibels, outcome, warnings
 from dipddpm_jax.commands.tiles import join_tiles
 from dipddpm_jax.commands.workdir import claimed_workdir
@@ -147,7 +147,8 @@ class DipJob:
         running = active[:, -1]
         last = {name: np.mean(curves[name][:, -1][running]) for name in names if running.any()}
         shown = {"loss": last.get("loss"), "PSNR": last.get("psnr"), "of average": last.get("psnr_average"),
-                 "estimated": self._estimate(fits[running], curves["held_out"][running, -1])}
+                 "estimated in holes" if self.given.known is not None else "estimated": self._estimate(
+                     fits[running], curves["held_out"][running, -1])}
         text = ", ".join([*(f"{name} {value:.4g}" for name, value in shown.items() if value is not None),
                           f"{int((~running).sum())} of {len(fits)} stopped"])
         good = np.isfinite(curves["loss"][active]).all()
@@ -155,9 +156,10 @@ class DipJob:
         return ChunkReport(rows, text, None if good else f"the loss is not finite by step {end}; lower --learning-rate")
 
     def _estimate(self, rows: np.ndarray, held_out: np.ndarray) -> float | None:
-        """PSNR in dB by the pixels that running fits do not see; None where their misfit is no squared error, or no
-        pixel is held out."""
-        if self.config.stop != "held-out" or self.config.peak or not len(rows):
+        """PSNR in dB by the pixels that running fits do not see; None where their misfit is no squared error of the
+        picture, or no pixel is held out."""
+        config = self.config
+        if config.stop != "held-out" or config.peak or config.task not in AS_IT_IS or not len(rows):
             return None
         sigma = np.asarray(self.fits.problems.sigma, np.float64)[rows]
         return decibels(float(np.mean(held_out - sigma**2)))

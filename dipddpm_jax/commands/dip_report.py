@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dipddpm_jax import devices, plots
 from dipddpm_jax.commands.beside import means_beside
-from dipddpm_jax.commands.measurements import Measurements
+from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements
 from dipddpm_jax.commands.outcome import Outcome, decibels
 from dipddpm_jax.config.dip import DipConfig
 from dipddpm_jax.data.arrays import write_restored
@@ -49,7 +49,7 @@ def write_pictures(workdir: Path, config: DipConfig, given: Measurements, result
         row: dict[str, Any] = {
             "picture": name, "restored_is": chosen, "step": result.steps[i].tolist(),
             "stopped": result.stopped[i].tolist(), "sigma": 255 * float(given.sigma[i]),
-            "estimated_psnr": decibels(float(result.error[i]))}
+            "estimated_psnr": decibels(float(result.error[i])) if config.task in AS_IT_IS else None}
         if config.task == "denoise" and not config.peak and given.known is None and given.sigma[i] > 0:
             simple = means_beside(given.measurements[i], float(given.sigma[i]))
             row["non_local_means"] = {"estimated_psnr": decibels(simple.error)}

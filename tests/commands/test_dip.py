@@ -125,6 +125,14 @@ def test_a_weight_without_a_penalty_is_refused(clean, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_error_is_estimated_of_a_picture_that_was_not_measured_itself(clean, tmp_path, capsys):
+    """Of a blurred one only its blurred values are known, and their error is far smaller."""
+    run("--clean", clean, "--task", "deblur", "--folds", 1, "--workdir", tmp_path / "out")
+    said = capsys.readouterr()
+    assert scores_of(tmp_path / "out")[0]["estimated_psnr"] is None and "estimated without" not in said.out
+    assert "estimated" not in "".join(line for line in said.err.split("\r") if "loss" in line)
+
+
 def test_a_picture_is_cross_fitted(clean, tmp_path, capsys):
     run("--clean", clean, "--folds", 3, "--seeds", 2, "--workdir", tmp_path / "out")
     result = scores_of(tmp_path / "out")[0]
