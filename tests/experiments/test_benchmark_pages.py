@@ -1,6 +1,8 @@
 """What benchmarks write about their own rows."""
-from benchmarks import default_run, few_steps, places, recipe, speed_page
-from dipddpm_jax import records
+import numpy as np
+
+from benchmarks import cifar10, default_run, few_steps, places, recipe, speed_page
+from dipddpm_jax import data, records
 
 ROW = {"steps": 10, "seconds": 3, "held_out_loss": 0.5, "best_held_out_loss": 0.4, "read": 0.8, "real_read": 0.96,
        "fd": 1.5, "floor": 0.1, "label_accuracy": 0.9, "worst_class": 0.85,
@@ -31,6 +33,17 @@ def test_the_page_of_the_recipe_is_that_of_its_lines_and_says_gains_on_common_se
     made = recipe.page([{**some, "row": row, "seed": seed, "fd": fd} for row, seed, fd in (
         ("base", 0, 4.0), ("base", 1, 5.0), ("muon", 0, 1.0), ("muon", 2, 2.0))])
     assert f"| Muon at 5e-3 | 1.00 | {some['steps']} | 2 | 1.50 ± 0.71 | 3.00 |" in made
+
+
+def test_the_page_of_cifar10_is_that_of_its_lines_and_held_out_pictures_are_not_mirrored(tmp_path, monkeypatch):
+    assert (cifar10.RESULTS / "cifar10.md").read_text() == cifar10.page(records.read_lines(cifar10.LOG))
+    monkeypatch.setattr(cifar10, "FOLDER", tmp_path)
+    monkeypatch.setattr(data, "load", lambda name, split, data_dir: data.Dataset(
+        np.full((3, 2, 2, 1), len(split), np.uint8), np.arange(3, dtype=np.int32), ("a", "b", "c"), name))
+    assert cifar10.put_aside("any", None) == 3
+    images, labels, names = cifar10.mirrored("train")
+    assert images.shape == (6, 2, 2, 1) and labels.tolist() == [0, 1, 2, 0, 1, 2] and names == ["a", "b", "c"]
+    assert len(cifar10.mirrored("test")[0]) == 3 and cifar10.pictures("test")[0].max() == 4
 
 
 def test_the_pages_of_speed_are_written_and_the_readme_keeps_the_rest(tmp_path, monkeypatch):
