@@ -6,13 +6,15 @@ import numpy as np
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 DIFFUSION = ("one step", "truncated, ancestral", "truncated, 12 times the chains", "PiGDM, matched",
-             "PiGDM, matched, 3 times the chains")
+             "PiGDM, matched, 3 times the chains", "PiGDM", "PiGDM, weighted", "DDNM+", "DiffPIR", "DPS", "DAPS, s/a",
+             "decoupled, matched")
 UNIONS = {  # row: what of it there would be without a diffusion prior
     "start: non-local means, rule": "non-local means",
     "start: non-local means, oracle": "non-local means",
     "start: cross-fit, rule": "cross-fit",
     "start: cross-fit, oracle": "cross-fit",
     "guided start: cross-fit, rule": "cross-fit",
+    "guided start: cross-fit, thrice the error": "cross-fit",
     "guided start: cross-fit, oracle": "cross-fit",
     "half cross-fit, half diffusion": "cross-fit",
     "half cross-fit, half PiGDM": "cross-fit",

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from dipddpm_jax.diffusion import spacings
 from dipddpm_jax.diffusion.schedules import time_at_snr
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.prior import (
@@ -36,10 +37,13 @@ def at_time(time: int) -> Start:
     return lambda prior, estimate: time
 
 
-def at_error(prior: DiffusionPrior, estimate: Restoration) -> int:
-    """The time whose noise is as large as the estimate's error, s / a = sqrt(E |d - x|^2 / d): what the estimate would
-    be if its error were white. Raises UserError for an estimate that does not know its error."""
-    return time_of_noise(prior, float(np.sqrt(_error(estimate))))
+def at_error(prior: DiffusionPrior, estimate: Restoration, times: float = 1.0) -> int:
+    """The time whose noise is so many times as large as the estimate's error, s / a = times sqrt(E |d - x|^2 / d):
+    once, it is what the estimate would be if its error were white; errors with a shape take more to be forgotten. The
+    first time of all where the error is said to be less than that. Raises UserError for an estimate that does not know
+    its error."""
+    first = float(spacings.sigmas(prior.schedule)[1] * prior.pixels.std)
+    return time_of_noise(prior, max(times * float(np.sqrt(_error(estimate))), first))
 
 
 def at_divergence(delta: float) -> Start:

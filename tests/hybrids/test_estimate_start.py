@@ -78,6 +78,9 @@ def test_the_rules_for_the_start_follow_the_estimated_error():
     error, delta = 0.01, 2.0
     estimate = guess(error)(None, None)
     assert abs(SCHEDULE.alpha_bars[estimate_start.at_error(PRIOR, estimate)] - 1 / (1 + error / 0.25)) < 0.002
+    thrice = estimate_start.at_error(PRIOR, guess(error / 9)(None, None), 3.0)
+    assert thrice == estimate_start.at_error(PRIOR, estimate)
+    assert estimate_start.at_error(PRIOR, guess(-1e-4)(None, None)) == 1  # estimates may say so, of good restorations
     time = estimate_start.at_divergence(delta)(PRIOR, estimate)
     snr = SCHEDULE.alpha_bars / (1 - SCHEDULE.alpha_bars + 1e-300)
     total = error / 0.25 * SIDE * SIDE
