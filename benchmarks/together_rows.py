@@ -39,7 +39,6 @@ SIDE = 28
 PHOTOS = ("camera", "astronaut", "coffee", "chelsea", "coins", "rocket", "moon", "clock")
 EQUAL = 12  # times as many ancestral chains cost what a cross-fit and 19 chains do
 THRICE = 3  # times as many chains by PiGDM cost what a cross-fit and 19 of them do
-SHAPED = 3.0  # times the error of a cross-fit, chosen on digits 20 to 25 of either set, which no table has
 TRIED = (0.5, 1.0, 2.0, 4.0)  # times the true error of the estimate: where the oracle tries to begin
 
 
@@ -255,7 +254,7 @@ def together(prior: DiffusionPrior, c: Study, shared: Shared) -> dict[str, Calla
         "start: cross-fit, rule": lambda: start(fit, rule),
         "start: cross-fit, oracle": lambda: oracle(prior, fit, lambda at: start(fit, at)),
         "guided start: cross-fit, rule": lambda: guided(rule),
-        "guided start: cross-fit, thrice the error": lambda: guided(partial(rule, times=SHAPED)),
+        "guided start: cross-fit, thrice the error": lambda: estimate_start.cross_fit_start(prior, **many, fits=fit),
         "guided start: cross-fit, oracle": lambda: oracle(prior, fit, guided),
         "half cross-fit, half diffusion": lambda: averaged(fit, diffusion),
         "half cross-fit, half PiGDM": lambda: averaged(fit, matched),

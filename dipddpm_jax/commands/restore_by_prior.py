@@ -26,6 +26,7 @@ from dipddpm_jax.hybrids import (
     diffpir,
     dps,
     educated_start,
+    estimate_start,
     learned_start,
     pigdm,
     trained_self_diffusion,
@@ -38,7 +39,7 @@ MAKERS: dict[str, Callable[..., Restore]] = {
     "truncated": truncated_reverse.truncated_reverse, "ddnm": ddnm.ddnm, "diffpir": diffpir.diffpir, "dps": dps.dps,
     "pigdm": pigdm.pigdm, "matched": partial(pigdm.pigdm, variance=pigdm.matched_variance),
     "weighted": partial(pigdm.pigdm, variance=pigdm.weighted_variance),
-    "decoupled": decoupled.decoupled, "adapted": adaptation.adapted,
+    "decoupled": decoupled.decoupled, "adapted": adaptation.adapted, "cross-fit-start": estimate_start.cross_fit_start,
 }
 
 

@@ -11,8 +11,9 @@ from dipddpm_jax.errors import UserError, closest
 
 class RestoringMethod(NamedTuple):
     """A row of the table of methods: what it is, whether it can only denoise, whether it draws several samples, in
-    chains of so many calls as are asked for, whether it needs the network's gradient beside its value, and how many
-    pictures it takes to the network beside those."""
+    chains of so many calls as are asked for, whether it needs the network's gradient beside its value, how many
+    pictures it takes to the network beside those, and whether the picture itself must have been measured, whole or with
+    holes."""
 
     what: str
     denoises_only: bool = False
@@ -20,6 +21,7 @@ class RestoringMethod(NamedTuple):
     calls: bool = True
     gradient: bool = False
     more: int = 0
+    as_it_is: bool = False
 
 
 AUTO = "auto"
@@ -41,6 +43,8 @@ PRIOR_METHODS = {
                                      gradient=True),
     "educated-start": RestoringMethod("a deep image prior that begins as the trained network, as EDIP",
                                       samples=False, calls=False, gradient=True, more=4),
+    "cross-fit-start": RestoringMethod("matched, from a mean of deep image priors on, noised so that its errors are "
+                                       "forgotten", gradient=True, as_it_is=True),
     "self-diffusion": RestoringMethod("self-diffusion whose network begins as the trained one, after Luo and Huang "
                                       "2025", samples=False, calls=False, gradient=True),
 }
@@ -68,7 +72,8 @@ class RestoreOptions:
     method: str = AUTO
     """auto (truncated to denoise, else matched; by --prior photos one-step-turned, else weighted), one-step,
     one-step-turned, truncated, ddnm, diffpir, dps, pigdm, matched, weighted, decoupled, adapted, learned-start,
-    educated-start or self-diffusion: docs/results/together.md compares them."""
+    educated-start, cross-fit-start (for holes in pictures unlike those that the model was trained on) or
+    self-diffusion: docs/results/together.md compares them."""
     calls: int = 50
     """Network calls of a chain."""
     samples: int = 8
@@ -85,6 +90,9 @@ def chosen_method(options: RestoreOptions) -> str:
         raise UserError(f"unknown --method {name!r}: {closest(name, known)}known are {', '.join(known)}")
     if PRIOR_METHODS[name].denoises_only and options.task != "denoise":
         raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or matched")
+    if PRIOR_METHODS[name].as_it_is and options.task not in ("denoise", "inpaint"):
+        raise UserError(f"--method {name} begins where its own error tells it to, which is known where the picture "
+                        f"itself was measured; for --task {options.task} take auto or matched")
     return name
 
 

@@ -17,7 +17,10 @@ from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.config.restore_by_prior import RestoreOptions, checked_restoring, chosen_method, refuse_other_options
 from dipddpm_jax.config.saved import Facts
 from dipddpm_jax.diffusion import schedules
+from dipddpm_jax.dip import crossfit
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.hybrids import estimate_start
+from dipddpm_jax.networks import ConvStack
 
 SIDE, MEAN, DEVIATION = 12, 0.5, 0.2  # the prior N(0.5, 0.2^2) of every pixel
 NETWORK_DEVIATION = DEVIATION / 0.5
@@ -91,9 +94,11 @@ def test_inpainting_keeps_what_is_known_and_says_how_unsure_it_is(noisy, run):
 
 @pytest.mark.parametrize("method, words", [
     ("adapted", ["--calls", "4", "--samples", "2"]), ("learned-start", ["--samples", "2"]), ("educated-start", []),
-    ("self-diffusion", [])])
-def test_methods_that_learn_from_the_picture_restore_it(noisy, run, method, words):
+    ("self-diffusion", []), ("cross-fit-start", ["--calls", "4", "--samples", "2"])])
+def test_methods_that_learn_from_the_picture_restore_it(noisy, run, monkeypatch, method, words):
     """White noise of 60 about the mean: whatever they learn, the picture must come nearer to it."""
+    fits = crossfit.cross_fitted(lambda channels: crossfit.a_fit(lambda c: ConvStack((16,), c), channels), 3, 100)
+    monkeypatch.setattr(estimate_start, "cross_fitted", lambda: fits)
     cli.sample_main([run, "--restore", "noisy.png", "--sigma", "60", "--method", method, "--out", "out", *words])
     report = json.loads(open("out/results.json").read())
     assert report["method"].startswith(method) and report["pictures"][0]["steps"] > 0
@@ -130,6 +135,7 @@ def test_what_would_not_fit_into_memory_is_refused(noisy, run, capsys, monkeypat
     (["--task", "deblur"], "--task deblur needs --blur"),
     (["--factor", "2"], "--factor is for --task superres"),
     (["--task", "deblur", "--blur", "1", "--method", "truncated"], "truncated can only denoise"),
+    (["--task", "deblur", "--blur", "1", "--method", "cross-fit-start"], "where the picture itself was measured"),
     (["--method", "dsp"], "did you mean dps"),
     (["--sigma", "0.01"], "out of reach"),
     (["--task", "superres", "--factor", "2"], "24x24 pixels"),
