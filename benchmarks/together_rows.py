@@ -1,4 +1,5 @@
 """What benchmarks/together.py compares: pictures, tasks, and the rows of its tables."""
+import dataclasses
 import time
 import zlib
 from collections.abc import Callable
@@ -249,6 +250,7 @@ def together(prior: DiffusionPrior, c: Study, shared: Shared) -> dict[str, Calla
         "PiGDM, matched": lambda: matched,
         "non-local means": lambda: filtered,
         "cross-fit": lambda: fit,
+        "cross-fit, 9 fits": lambda: cross_fit(dataclasses.replace(c, folds=9)),
         "start: non-local means, rule": lambda: start(with_risk(filtered), rule),
         "start: non-local means, oracle": lambda: oracle(prior, filtered, lambda at: start(filtered, at)),
         "start: cross-fit, rule": lambda: start(fit, rule),

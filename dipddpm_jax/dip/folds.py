@@ -87,7 +87,8 @@ def cross_fit_errors(
     so that h = 1 - B / C and E(m - x)^2 = C^2 / B - sigma^2. The error of the mean f of all K is Efron's (2004, eq.
     2.8) E(f - x)^2 = E(f - y)^2 - sigma^2 + 2 cov(f, y), where cov(f, y) = h sigma^2 (K - b) / K. Where no fit sees,
     it is that of one blind fit, less (1 - 1 / K) times the variance between fits there: the mean's error is
-    E(m - x)^2 + Var(e) / K, that of one E(m - x)^2 + Var(e). Squared errors that `growth` makes larger later
+    E(m - x)^2 + Var(e) / K, that of one E(m - x)^2 + Var(e); and no less than Var(e) / K, where holes are harder than
+    what was held out. Squared errors that `growth` makes larger later
     (`inverse.cut_off.error_growth`, of `blind_mean`: it must not know y) count as that.
     """
     count = observed.shape[0]
@@ -108,4 +109,4 @@ def cross_fit_errors(
     alone = jnp.sum(parts * jnp.square(observed - y[None]), 0) / jnp.maximum(blind, 1)
     one, hole = average(growth * (alone - variance)), 1 - weight
     apart = jnp.sum(hole * growth * observed.var(0, ddof=1)) / jnp.maximum(hole.sum(), 1)
-    return FoldErrors(one, mean, one - (1 - 1 / count) * apart, gain)
+    return FoldErrors(one, mean, jnp.maximum(one - (1 - 1 / count) * apart, apart / count), gain)
