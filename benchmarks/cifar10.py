@@ -44,7 +44,8 @@ def pictures(split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def mirrored(split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The same, those for training also as seen in a mirror."""
+    """The same, those for training also as seen in a mirror: a set of its own, since the judge sees it too, for whose
+    training there is no --mirror."""
     images, labels, names = pictures(split)
     if split == "test":
         return images, labels, names

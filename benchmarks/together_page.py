@@ -9,6 +9,7 @@ BEGIN, END = "<!-- measured -->", "<!-- end -->"
 DIFFUSION = ("one step", "truncated, ancestral", "truncated, 12 times the chains", "PiGDM, matched",
              "PiGDM, matched, 3 times the chains", "PiGDM", "PiGDM, weighted", "DDNM+", "DiffPIR", "DPS", "DAPS, s/a",
              "decoupled, matched")
+SHAPED, SEEN_FIRST = "guided start: cross-fit, thrice the error", 4
 LONGER = "cross-fit, 9 fits"  # for three times the seconds of "cross-fit"
 UNIONS = {  # row: what of it there would be without a diffusion prior
     "start: non-local means, rule": "non-local means",
@@ -104,6 +105,34 @@ def gains(lines: list[dict[str, Any]]) -> list[str]:
               for union, cells in found.items() if any(cells)), ""]
 
 
+def from_each_part(lines: list[dict[str, Any]]) -> list[str]:
+    """Of one set and one denoiser: `SHAPED` less every other row, a column a task; in brackets without the pictures on
+    which the level that it begins at was seen to be too low."""
+    where: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+    for line in lines:
+        where.setdefault((line["method"], line["task"]), {})[line["picture"], line["seed"]] = line["psnr"]
+    tasks = [task for method, task in where if method == SHAPED]
+    if not tasks:
+        return []
+
+    def cell(method: str, task: str) -> str:
+        ours, other = where[SHAPED, task], where.get((method, task), {})
+        common = [place for place in ours if place in other]
+        if len(common) < 2:
+            return ""
+        found = {part: interval(by_picture([({"picture": place[0]}, ours[place] - other[place]) for place in places]))
+                 for part, places in (("all", common), ("later", [p for p in common if p[0] >= SEEN_FIRST]))
+                 if len(places) > 1}
+        later = f"; {found['later']}" if "later" in found and len(common) > SEEN_FIRST + 1 else ""
+        return f"{found['all']} (n = {len(common)}{later})"
+
+    rows = {method: [cell(method, task) for task in tasks] for method in dict.fromkeys(line["method"] for line in lines)
+            if method not in (SHAPED, "exact posterior")}
+    return [f"*{SHAPED}* less each other row, dB; behind the number of pictures, without the first {SEEN_FIRST}:", "",
+            "| less | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|",
+            *(f"| {method} | " + " | ".join(cells) + " |" for method, cells in rows.items() if any(cells)), ""]
+
+
 def write(lines: list[dict[str, Any]], page: Path) -> None:
     """Replaces what stands between the marks of the page."""
     text = []
@@ -120,6 +149,7 @@ def write(lines: list[dict[str, Any]], page: Path) -> None:
             pictures, seeds = (len({line[key] for line in own}) for key in ("picture", "seed"))
             text += [f"### Denoiser: {recipe['denoiser']}; pictures: {kind}",
                      f"At most {pictures} pictures and {seeds} seeds, {recipe['samples']} chains of {recipe['calls']} "
-                     f"calls, s = {recipe['deviation']}{others}; {where}.", "", *table(own), "", *gains(own)]
+                     f"calls, s = {recipe['deviation']}{others}; {where}.", "", *table(own), "", *gains(own),
+                     *from_each_part(own)]
     before, _, rest = (page.read_text() if page.exists() else f"{BEGIN}\n{END}").partition(BEGIN)
     page.write_text(before + "\n".join([BEGIN, *text, END]) + rest.partition(END)[2])

@@ -1,7 +1,7 @@
 """The page of docs/results/together.md from made-up lines, and which lines of the study still count."""
 import pytest
 
-from benchmarks.together_page import gain, table, write
+from benchmarks.together_page import SEEN_FIRST, SHAPED, from_each_part, gain, table, write
 
 RECIPE = {"denoiser": "exact", "deviation": 0.1, "calls": 50, "samples": 19}
 
@@ -37,6 +37,15 @@ def test_a_cell_is_the_gap_to_the_exact_mean_and_says_where_it_has_fewer_picture
     assert rows[2].startswith("| *exact posterior mean, dB* | 20.00, n = 3 |")
     assert "| cross-fit | 1.00 ± 2.48 | 1 | 0.50 |" in rows
     assert "| PiGDM, matched | -1.00 (n = 1) | 1 | 0.50 |" in rows
+
+
+def test_later_pictures_are_also_compared_by_themselves():
+    first, later = [9.0] * SEEN_FIRST, [3.0, 5.0]
+    made = lines(**{SHAPED: [*first, *later], "cross-fit": [2.0] * (SEEN_FIRST + 2), "one step": [1.0]})
+    rows = from_each_part(made)
+    assert rows[2] == "| less | x4 |" and len(rows) == 6  # one picture is no comparison
+    assert rows[4].startswith("| cross-fit | 5.33 ± ") and rows[4].endswith(f"(n = {SEEN_FIRST + 2}; 2.00 ± 12.71) |")
+    assert from_each_part([line for line in made if line["method"] != SHAPED]) == []
 
 
 def test_only_what_stands_between_the_marks_is_replaced(tmp_path):

@@ -20,11 +20,11 @@ from dipddpm_jax import checkpoints, devices, plots
 from dipddpm_jax.commands import dip_report, fit_cost, measurements
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits, take
 from dipddpm_jax.commands.loop import ChunkReport, Pace, Row, newest_items, run_to_end
-from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements
+from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.outcome import decibels, outcome, warnings
 from dipddpm_jax.commands.tiles import join_tiles
 from dipddpm_jax.commands.workdir import claimed_workdir
-from dipddpm_jax.config.dip import CROSS_FIT, DipConfig, DipRun, load_dip_config, recommended, save_dip_config
+from dipddpm_jax.config.dip import AS_IT_IS, CROSS_FIT, DipConfig, DipRun, load_dip_config, recommended, save_dip_config
 from dipddpm_jax.config.dip_ranges import NO_PENALTY, check_dip
 from dipddpm_jax.convolution import bands
 from dipddpm_jax.data.pictures import to_bytes

@@ -9,9 +9,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dipddpm_jax import devices, plots
 from dipddpm_jax.commands.beside import means_beside
-from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements
+from dipddpm_jax.commands.measurements import Measurements
 from dipddpm_jax.commands.outcome import Outcome, decibels
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip import AS_IT_IS, DipConfig
 from dipddpm_jax.data.arrays import write_restored
 from dipddpm_jax.data.pictures import read_picture, to_bytes, write_picture
 from dipddpm_jax.records import write_json

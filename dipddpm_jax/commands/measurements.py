@@ -8,15 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from dipddpm_jax.commands.sources import LEAST_SIDE, Pictures, Source, checksum, cut, read_pictures
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip import AS_IT_IS, DipConfig
 from dipddpm_jax.data.arrays import Origin
 from dipddpm_jax.data.photographs import PHOTOGRAPHS
 from dipddpm_jax.data.pictures import known_pixels, square
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import impulses, noises, operators, whiteness
 from dipddpm_jax.inverse.cut_off import estimate_sigma_cut_off, without_cut_off
-
-AS_IT_IS = ("denoise", "inpaint")  # tasks whose measurement has the picture's own values
 
 
 class Measurements(NamedTuple):

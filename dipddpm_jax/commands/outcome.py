@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dipddpm_jax.commands.fits import Fits, holds_out_blocks, take
-from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements, blended, made_black_again, noise_of
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.commands.measurements import Measurements, blended, made_black_again, noise_of
+from dipddpm_jax.config.dip import AS_IT_IS, DipConfig
 from dipddpm_jax.config.dip_ranges import MINIMUM_RULES
 from dipddpm_jax.dip.fit import Dip, DipState
 from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, error_of_one

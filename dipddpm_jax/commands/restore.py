@@ -10,12 +10,12 @@ from tqdm import tqdm
 from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.dip import Batch
 from dipddpm_jax.commands.fits import make_fit, make_fits, start_fits
-from dipddpm_jax.commands.measurements import AS_IT_IS, Measurements, blended, made_black_again
+from dipddpm_jax.commands.measurements import Measurements, blended, made_black_again
 from dipddpm_jax.commands.outcome import outcome
 from dipddpm_jax.commands.restoration_files import measurement_of
 from dipddpm_jax.commands.restorers import check_method, restorer_for
 from dipddpm_jax.commands.sources import LEAST_SIDE
-from dipddpm_jax.config.dip import DipConfig, recommended
+from dipddpm_jax.config.dip import AS_IT_IS, DipConfig, recommended
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.cut_off import estimate_sigma_cut_off

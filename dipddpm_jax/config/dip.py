@@ -152,6 +152,7 @@ class StagedRun:
     """Go on with the staged fit in --workdir, as it was configured."""
 
 
+AS_IT_IS = ("denoise", "inpaint")  # tasks whose measurement has the picture's own values
 MEASURING = ("image", "clean", "task", "sigma", "peak", "impulse", "mask", "keep", "factor", "blur", "size", "crop",
              "blend", "seed")
 """Fields of DipConfig that say what is measured, and how much of it stays; the others say how a deep image prior is

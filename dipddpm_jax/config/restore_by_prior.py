@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip import AS_IT_IS, DipConfig
 from dipddpm_jax.config.dip_ranges import check_dip, check_name
 from dipddpm_jax.errors import UserError, closest
 
@@ -90,7 +90,7 @@ def chosen_method(options: RestoreOptions) -> str:
         raise UserError(f"unknown --method {name!r}: {closest(name, known)}known are {', '.join(known)}")
     if PRIOR_METHODS[name].denoises_only and options.task != "denoise":
         raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or matched")
-    if PRIOR_METHODS[name].as_it_is and options.task not in ("denoise", "inpaint"):
+    if PRIOR_METHODS[name].as_it_is and options.task not in AS_IT_IS:
         raise UserError(f"--method {name} begins where its own error tells it to, which is known where the picture "
                         f"itself was measured; for --task {options.task} take auto or matched")
     return name

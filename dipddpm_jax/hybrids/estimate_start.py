@@ -31,6 +31,7 @@ from dipddpm_jax.inverse.noises import gaussian_sigma
 from dipddpm_jax.inverse.operators import Operator
 from dipddpm_jax.types import Images
 
+SHAPED = 3.0  # times the error of a mean of fits: chosen on digits that no table has, for weak noise and random holes
 Start = Callable[[DiffusionPrior, Restoration], int]  # the time t0 for an estimate
 
 
@@ -93,11 +94,9 @@ def estimate_start(
     return restore
 
 
-SHAPED = 3.0  # times the error of a mean of fits: chosen on digits that no table has, for weak noise and random holes
-
-
 def cross_fit_start(prior: DiffusionPrior, calls: int = 50, samples: int = 1, fits: Restore | None = None) -> Restore:
     """Chains of PiGDM's steps from the mean of cross-fitted deep image priors (default: those of `dip.crossfit`),
-    noised by `SHAPED` times its own estimated error: a picture unlike those of the prior keeps what was measured."""
+    noised by `SHAPED` times its own estimated error: a picture unlike those of the prior keeps what was measured.
+    Raises UserError as `estimate_start`."""
     return estimate_start(prior, fits or cross_fitted(), partial(at_error, times=SHAPED), calls, samples,
                           guided_step(matched_variance))
