@@ -8,8 +8,9 @@ from jax import ShapeDtypeStruct
 from dipddpm_jax import devices, memory
 from dipddpm_jax.commands.fits import OVERLAP, repeats
 from dipddpm_jax.commands.tiles import Box, tile_boxes
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip import CROSS_FIT, DipConfig
 from dipddpm_jax.convolution.cost import divisor
+from dipddpm_jax.dip.crossfit import recommended_fit
 from dipddpm_jax.dip.fit import Dip, DipProblem
 from dipddpm_jax.dip.variants import VARIANTS
 from dipddpm_jax.errors import UserError
@@ -17,6 +18,7 @@ from dipddpm_jax.errors import UserError
 LONG = 60  # seconds: a restoration that will take longer says so
 SHORT = 2  # seconds that one device call should take at most
 MOST_STEPS = 50  # in one device call
+HELD_PIXELS = 10 * 256**2  # of all fits at once, that every machine's memory holds
 STEP_SECONDS = {"skip": 2e-5}  # for each pixel, on two slow cores; the other networks take 3e-6 or less
 
 
@@ -109,3 +111,12 @@ def in_time(seconds: float) -> str:
     """A duration for people."""
     return (f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else
             f"{seconds / 3600:.1f} h")
+
+
+def require_memory_for_fits(count: int, shape: tuple[int, int, int]) -> None:
+    """Raises UserError where memory cannot hold so many recommended fits of pictures of this shape at once."""
+    height, width, channels = shape
+    if count * height * width > HELD_PIXELS:
+        fit = recommended_fit(channels, (height, width))
+        held, work = fit_bytes(DipConfig(**CROSS_FIT), fit, (height, width), channels, count)
+        devices.check_memory(held + work // 2, f"{count} fits of {width}x{height} pixels at once")

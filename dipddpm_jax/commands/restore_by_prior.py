@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 
 from dipddpm_jax import devices, memory, pretrained
+from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.measurements import load_measurements
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.commands.restoration_files import restore_and_write
 from dipddpm_jax.commands.sizes import SURELY_FITS
-from dipddpm_jax.config.dip import DipConfig
+from dipddpm_jax.config.dip import CROSS_FIT, DipConfig
 from dipddpm_jax.config.restore_by_prior import PRIOR_METHODS, RestoreOptions, chosen_method
 from dipddpm_jax.config.saved import RESTORED
 from dipddpm_jax.errors import UserError
@@ -115,6 +116,8 @@ def restore_with_model(
     name = chosen_method(options)
     method = PRIOR_METHODS[name]
     check_chains_memory(prior, shape, (options.samples if method.samples else 1) + method.more, method.gradient)
+    if name == "cross-fit-start":
+        fit_cost.require_memory_for_fits(CROSS_FIT["folds"], shape)
     restore = make_restorer(prior, options)
     record = {RESTORED: asdict(options), "weights": source, "method": name}
     report = {"method": f"{name}: {method.what}", "prior": source}

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dipddpm_jax import classical, devices
+from dipddpm_jax import classical
 from dipddpm_jax.commands import fit_cost
 from dipddpm_jax.commands.restore_by_prior import check_chains_memory, check_fit
 from dipddpm_jax.commands.starts import load_prior
-from dipddpm_jax.config.dip import CROSS_FIT, DipConfig
-from dipddpm_jax.dip.crossfit import cross_fitted, recommended_fit, small_skip_net
+from dipddpm_jax.config.dip import CROSS_FIT
+from dipddpm_jax.dip.crossfit import cross_fitted, small_skip_net
 from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
@@ -28,7 +28,6 @@ from dipddpm_jax.inverse.referee import stacked
 
 PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
 FOLDS = CROSS_FIT["folds"]
-FEW_PIXELS = 10 * 256**2  # of all fits at once, that every machine's memory holds
 CALLS, CHAINS = 50, 4  # of a prior that a measurement guides
 FEW_CALLS, FEW_CHAINS = 8, 8  # of a prior that goes on from an estimate
 QUIET = 3 / 255  # standard deviation of noise that self-diffusion need not be stopped for
@@ -44,7 +43,7 @@ def _self_diffusion(channels: int) -> Restore:
         quiet = float(jnp.mean(measurement.noise.variance(measurement.y))) < QUIET**2
         return (whole if quiet else stopped)(measurement, key)
 
-    return _within_memory(restore, partial(_require_fits, 1))
+    return _within_memory(restore, partial(fit_cost.require_memory_for_fits, 1))
 
 
 def _within_memory(restore: Restore, require: Callable[[tuple[int, int, int]], None]) -> Restore:
@@ -54,15 +53,6 @@ def _within_memory(restore: Restore, require: Callable[[tuple[int, int, int]], N
         return restore(measurement, key)
 
     return restore_what_fits
-
-
-def _require_fits(count: int, shape: tuple[int, int, int]) -> None:
-    """Raises UserError where memory cannot hold so many fits at once."""
-    height, width, channels = shape
-    if count * height * width > FEW_PIXELS:
-        fit = recommended_fit(channels, (height, width))
-        held, work = fit_cost.fit_bytes(DipConfig(**CROSS_FIT), fit, (height, width), channels, count)
-        devices.check_memory(held + work // 2, f"{count} fits of {width}x{height} pixels at once")
 
 
 def photographs_prior(channels: int) -> DiffusionPrior:
@@ -99,7 +89,7 @@ def refined(estimate: Restore, channels: int, start: Start = at_error) -> Restor
 
 
 def _cross_fit(channels: int) -> Restore:
-    return _within_memory(cross_fitted(folds=FOLDS), partial(_require_fits, FOLDS))
+    return _within_memory(cross_fitted(folds=FOLDS), partial(fit_cost.require_memory_for_fits, FOLDS))
 
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels

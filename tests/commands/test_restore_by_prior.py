@@ -9,7 +9,7 @@ from flax import linen as nn
 from PIL import Image as Pillow
 
 from dipddpm_jax import memory
-from dipddpm_jax.commands import cli, restore_by_prior, sample
+from dipddpm_jax.commands import cli, fit_cost, restore_by_prior, sample
 from dipddpm_jax.commands.model import Model
 from dipddpm_jax.config import saved
 from dipddpm_jax.config.diffusion import FewStep, ScheduleConfig, TrainConfig
@@ -127,6 +127,14 @@ def test_what_would_not_fit_into_memory_is_refused(noisy, run, capsys, monkeypat
         cli.sample_main([run, "--restore", "noisy.png", "--sigma", "40", "--out", "out", *words])
     error = capsys.readouterr().err
     assert said in error and "there are 600 bytes here; " in error and ("--samples" in error) == ("3" in words), error
+
+
+def test_fits_that_would_not_fit_into_memory_are_refused(noisy, run, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: 5_000_000)
+    monkeypatch.setattr(fit_cost, "HELD_PIXELS", 0)
+    with pytest.raises(SystemExit, match="2"):
+        cli.sample_main([run, "--restore", "noisy.png", "--sigma", "40", "--out", "out", "--method", "cross-fit-start"])
+    assert "10 fits of 12x12 pixels at once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, said", [
