@@ -25,7 +25,10 @@ REFEREES = ("referee", "referee, untrained", "referee, untrained, with BM3D")
 UNION = "cross-fit, then prior photos"
 UNSEEN = ("superres-4", "deblur-1.6")  # tasks of which errors are those of A x, not of the picture
 UNDONE = "cut-off undone"
-PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
+AFTER = "then nonlocal Bayes"
+BAYES = f"cross-fit, {AFTER}"
+PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"),
+         (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
          (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 11 folds"),
          (UNION, "prior photos, eight calls, turned"),
@@ -36,7 +39,7 @@ PAIRS = (("cross-fit", "DIP"), ("self-diffusion", "DIP"), ("self-diffusion", "cr
          ("half cross-fit, half prior photos, guided", "cross-fit"),
          ("half cross-fit, half prior photos, guided", "prior photos, guided"),
          *((f"{name}, {UNDONE}", name) for name in
-           ("BM3D", "non-local means", "prior photos, eight calls, turned", "cross-fit")))
+           ("BM3D", "non-local means", "prior photos, eight calls, turned", "cross-fit", BAYES)))
 LOOKED_AT = ("set12/01", "set12/02", "set12/03")
 SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
 
