@@ -28,7 +28,8 @@ UNDONE = "cut-off undone"
 AFTER = "then nonlocal Bayes"
 BAYES = f"cross-fit, {AFTER}"
 PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"),
-         (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"), ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
+         (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"),
+         ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
          (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 11 folds"),
          (UNION, "prior photos, eight calls, turned"),

@@ -18,10 +18,12 @@ class DipCommand:
 
     config: Annotated[DipConfig, tyro.conf.arg(name="")] = DipConfig()
     run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
-    method: Literal["dip", "auto", "photos", "cross-fit", "cross-fit-photos", "self-diffusion", "pixel-pairs",
-                    "non-local-means", "total-variation", "wavelets"] = "dip"
+    method: Literal["dip", "auto", "photos", "cross-fit", "cross-fit-bayes", "cross-fit-photos", "self-diffusion",
+                    "pixel-pairs", "nonlocal-bayes", "non-local-means", "total-variation", "wavelets"] = "dip"
     """dip: what the other options describe. photos: the pretrained model of photographs, which denoises in
     seconds, and fills, sharpens or enlarges small pictures in a minute.
+    nonlocal-bayes: patches that look alike, without networks, in seconds. cross-fit-bayes: the same after a mean of
+    fits.
     cross-fit-photos: a mean of fits, from which that model goes on: the best where pixels are missing.
     auto: an average of several, weighed by a referee that hides part of the measurement from them. All but dip take
     only options that say what is restored, and write into runs/restored-NUMBER unless --workdir is given."""
@@ -63,7 +65,7 @@ def _dip(argv: list[str]) -> None:
 
     from dipddpm_jax.commands import dip
 
-    chosen = {option[2:].replace("-", "_") for option in dip_ranges.typed_options(argv)}
+    chosen = {option[2:].replace("-", "_").removeprefix("no_") for option in dip_ranges.typed_options(argv)}
     print(dip.restore_pictures(command.config, command.run, chosen))
 
 

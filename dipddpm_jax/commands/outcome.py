@@ -14,12 +14,15 @@ from dipddpm_jax.dip.fit import Dip, DipState
 from dipddpm_jax.dip.folds import blind_mean, cross_fit_errors, error_of_one
 from dipddpm_jax.dip.problem import is_stuck
 from dipddpm_jax.inverse.cut_off import error_growth, variance_left
+from dipddpm_jax.inverse.measurement import Measurement
+from dipddpm_jax.inverse.nonlocal_bayes import refine_by_patches
+from dipddpm_jax.inverse.operators import identity
 
 Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
 
 class Outcome(NamedTuple):
-    """Pictures in [0, 1] as the fits made them, before clipping; one row a picture."""
+    """Pictures in [0, 1] as the fits, and nonlocal Bayes after them, made them, before clipping; one row a picture."""
 
     restored: Candidates
     other: Candidates  # the one of output and average that was not chosen
@@ -30,7 +33,7 @@ class Outcome(NamedTuple):
     `dip.folds.cross_fit_errors`; of one fit with the rule held-out, on pixels that it has not seen: E |Af(z) - y|^2 =
     error + sigma^2 (Batson and Royer 2019, proposition 1), and elsewhere as `dip.folds.error_of_one` says; so of
     several that hold out blocks, of which it is the mean error of one. With other rules a lower bound, since the fit
-    has seen all of y and its error is correlated with the noise."""
+    has seen all of y and its error is correlated with the noise. What nonlocal Bayes gains is not in it."""
     steps: Int[np.ndarray, "pictures repeats tiles"]  # counted from 1, of the output that was kept
     stopped: Bool[np.ndarray, "pictures repeats tiles"]  # whether the rule fired
     stuck: Bool[np.ndarray, "pictures repeats tiles"]  # whether the fit lies near a constant
@@ -51,6 +54,8 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
         error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
                                   rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
+    if config.nonlocal_bayes and not given.correlated:
+        restored = _after_patches(config, given, restored)
     restored, other = (_made_black_again(config, given, rows) for rows in (restored, other))
     if config.blend:
         error = np.full_like(error, np.nan)
@@ -59,6 +64,16 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
     return Outcome(restored, other, chosen, error,
                    np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape),
                    _stuck(fit, fits, kept["output"]).reshape(shape))
+
+
+def _after_patches(config: DipConfig, given: Measurements, candidates: Candidates) -> Candidates:
+    """Each picture's candidates, moved by what nonlocal Bayes moves their mean by."""
+    found = []
+    for i, rows in enumerate(candidates):
+        measurement = Measurement(jnp.asarray(given.measurements[i]), identity, noise_of(config, given, i))
+        mean = rows.mean(0)
+        found.append(rows + (np.asarray(refine_by_patches(measurement, jnp.asarray(mean), len(rows))) - mean))
+    return np.stack(found)
 
 
 def _made_black_again(config: DipConfig, given: Measurements, candidates: Candidates) -> Candidates:
@@ -139,12 +154,15 @@ def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str)
 
 def shared_noise(config: DipConfig, given: Measurements) -> list[str]:
     """What was done about noise that neighbouring pixels share, by the rule that can do something."""
-    if not given.correlated or config.stop != "held-out":
+    if not given.correlated:
         return []
+    left = ["nonlocal Bayes was left out, since neighbours share noise"] if config.nonlocal_bayes else []
+    if config.stop != "held-out":
+        return left
     if holds_out_blocks(config, given):
-        return ["blocks of 5x5 pixels were held out, since neighbours share noise"]
+        return ["blocks of 5x5 pixels were held out, since neighbours share noise", *left]
     return ["--hold-out blocks would judge by pixels whose neighbours are not seen" if config.hold_out == "pixels" else
-            "the picture is too small to hold out blocks of it"]
+            "the picture is too small to hold out blocks of it", *left]
 
 
 def _near_constant(result: Outcome) -> list[str]:

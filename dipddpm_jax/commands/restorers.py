@@ -24,6 +24,7 @@ from dipddpm_jax.inverse import operators, splitting
 from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Gaussian
+from dipddpm_jax.inverse.nonlocal_bayes import nonlocal_bayes, nonlocal_bayes_after
 from dipddpm_jax.inverse.referee import stacked
 
 PHOTO_CHANNELS = (1, 3)  # that there is a prior of photographs for
@@ -95,14 +96,16 @@ def _cross_fit(channels: int) -> Restore:
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
     "photos": _photos,
     "cross-fit": _cross_fit,
+    "cross-fit-bayes": lambda channels: nonlocal_bayes_after(_made(_cross_fit, channels), FOLDS),
     "cross-fit-photos": lambda channels: refined(_made(_cross_fit, channels), channels),
     "self-diffusion": _self_diffusion,
     "pixel-pairs": lambda channels: pixel_pairs(),
+    "nonlocal-bayes": lambda channels: nonlocal_bayes(),
     "non-local-means": lambda channels: classical.non_local_means(),
     "total-variation": lambda channels: classical.total_variation_denoising(),
     "wavelets": lambda channels: classical.bayes_shrink(),
 }
-DENOISERS = ("photos", "cross-fit", "pixel-pairs", "non-local-means", "total-variation")  # what "auto" averages
+DENOISERS = ("photos", "cross-fit-bayes", "nonlocal-bayes", "pixel-pairs", "total-variation")  # what "auto" averages
 FILLERS = ("photos", "cross-fit-photos")  # and where pixels are missing
 UNTRAINED_FILLERS = ("cross-fit", "self-diffusion")  # where the prior of photographs cannot be asked
 WITHOUT_SIGMA = ("pixel-pairs",)

@@ -87,9 +87,13 @@ class DipConfig:
     """Cross-fitting: so many fits of each picture, each blind to another part of its pixels and stopped by it. Their
     mean is restored, and its error estimated, without the clean picture. Costs as many times one fit. To denoise up to
     64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
-    300, but for those of them that are given. For larger pictures, and where there is hardly any noise (to
-    inpaint or deblur, or with --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv
-    --patience 300, unless another network or optimizer is given."""
+    300 --nonlocal-bayes, but for those of them that are given. For larger pictures, and where there is hardly any noise
+    (to inpaint or deblur, or with --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv
+    --patience 300 and, to denoise, --nonlocal-bayes, unless another network or optimizer is given."""
+    nonlocal_bayes: bool = False
+    """To denoise: one pass of nonlocal Bayes after the fits. Patches of what they restored that look alike say which
+    patches are likely, and by that the noisy ones are restored once more. Left out where neighbouring pixels share
+    noise."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
@@ -158,7 +162,8 @@ MEASURING = ("image", "clean", "task", "sigma", "peak", "impulse", "mask", "keep
 """Fields of DipConfig that say what is measured, and how much of it stays; the others say how a deep image prior is
 fitted to it."""
 CROSS_FITTED = 64 * 64  # most pixels, of all pictures of a run, that are cross-fitted by default: what was measured
-CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1500, "patience": 300}
+CROSS_FIT = {"folds": 10, "network": "skip-small", "variant": "tv", "num_steps": 1500, "patience": 300,
+             "nonlocal_bayes": True}
 MUON_FIT = {"network": "skip-tapered", "optimizer": "muon", "variant": "tv", "patience": 300}
 QUIET = 6.0  # standard deviation of noise, of 255, below which details are fitted to the end
 _LEARNING = {"network", "optimizer", "learning_rate", "decay"}  # what MUON_FIT is one whole of
@@ -166,12 +171,13 @@ _LEARNING = {"network", "optimizer", "learning_rate", "decay"}  # what MUON_FIT 
 
 def recommended(config: DipConfig, given: Collection[str], pixels: int, pictures: int = 1) -> DipConfig:
     """The configuration for pictures of so many pixels each: fields that the user did not give are, for a large picture
-    and where there is hardly any noise, those of MUON_FIT, unless how it learns is given; to denoise few pixels in all,
-    or if folds are asked for, those of CROSS_FIT."""
+    and where there is hardly any noise, those of MUON_FIT, unless how it learns is given, with nonlocal Bayes to
+    denoise; to denoise few pixels in all, or if folds are asked for, those of CROSS_FIT."""
     if config.stop != "held-out" or config.task == "superres":
         return config
     if (pixels > CROSS_FITTED or expects_no_noise(config)) and not _LEARNING & set(given):
-        return replace(config, **{name: value for name, value in MUON_FIT.items() if name not in given})
+        after = {"nonlocal_bayes": config.task == "denoise" and config.impulse is None}
+        return replace(config, **{name: value for name, value in (MUON_FIT | after).items() if name not in given})
     few = config.folds > 1 if "folds" in given else pixels * pictures <= CROSS_FITTED
     if config.task != "denoise" or config.impulse is not None or not few:
         return config

@@ -50,6 +50,8 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
         raise UserError(f"--blend mixes measured pixels back in; --task {config.task} has none of the picture's own")
     if config.impulse is not None and config.task != "denoise":
         raise UserError(f"--impulse is for --task denoise; got --task {config.task}")
+    if config.nonlocal_bayes and (config.task != "denoise" or config.impulse is not None):
+        raise UserError("--nonlocal-bayes is for --task denoise without --impulse: it needs every pixel measured")
     if config.mask is not None and config.task != "inpaint":
         raise UserError("--mask is for --task inpaint")
 

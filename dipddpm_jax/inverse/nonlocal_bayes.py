@@ -1,9 +1,9 @@
-"""Nonlocal Bayes (Lebrun, Buades and Morel 2013, SIAM Journal on Imaging Sciences 6): what patches that look alike tell.
+"""Nonlocal Bayes: what patches that look alike tell (Lebrun, Buades and Morel 2013, SIAM J. Imaging Sciences 6).
 
 The patches most like a given one, taken out of a pilot picture, say which patches are likely there: a normal law with
 their mean m and covariance C. A noisy patch y with independent noise of variances V is then best restored as
 
-    x = m + C (C + V)^-1 (y - m) = y - V (C + V)^-1 (y - m),
+    x = m + C (C + V)^-1 (y - m),
 
 and each pixel is the mean over all patches that hold it. The pilot may be any restoration. What a deep image prior has
 smoothed away, but repeats in the picture, comes back.
@@ -22,21 +22,23 @@ from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.operators import blur, identity
 from dipddpm_jax.types import Image
 
-SIDE = 7  # of a patch, in pixels
+SIDE = 7  # of a patch, in pixels; of more channels than one, patches are smaller
+LARGEST = SIDE**2  # numbers in a patch, which a group of FIRST is large enough for
 REACH = 15  # how far patches are looked for, in pixels
 BLUR = 1.0  # pixels, standard deviation, of a noisy picture before it is searched
 FLAT = 1.1  # groups of patches whose variance is at most so many times the noise's are taken to be of one grey
 
 
-class Search(NamedTuple):
+class Groups(NamedTuple):
     """How many patches make a group, and how many pixels lie between the patches that groups are made for."""
 
     count: int
     stride: int
 
 
-FIRST, SECOND, THIRD = Search(90, 3), Search(60, 3), Search(40, 2)  # where there is no pilot to begin with
-LAST = Search(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
+FIRST, SECOND, THIRD = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # where there is no pilot to begin with
+LAST = Groups(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
+LEAST = 1e-6  # variance of noise, white being 1, below which it counts as that
 
 
 def nonlocal_bayes() -> Restore:
@@ -81,23 +83,25 @@ def _alone(y: Image, variance: Image) -> Image:
 
 
 @partial(jax.jit, static_argnums=3)
-def nonlocal_bayes_pass(y: Image, variance: Image, pilot: Image | None, search: Search) -> Image:
+def nonlocal_bayes_pass(y: Image, variance: Image, pilot: Image | None, groups: Groups) -> Image:
     """Every patch of y restored by those that are most like it in the `pilot`, and of it. Without a pilot they are
     found in y, blurred a little, and their covariance is that in y less the noise's. Of the variances in a group the
     mean counts."""
     height, width, channels = y.shape
-    sides = min(SIDE, height), min(SIDE, width)
-    rows, columns = (_places(length - side, search.stride) for length, side in zip((height, width), sides))
+    side = max(1, min(SIDE, int((LARGEST / channels) ** 0.5)))
+    sides = min(side, height), min(side, width)
+    stride = min(groups.stride, *sides)
+    rows, columns = (_places(length - side, stride) for length, side in zip((height, width), sides))
     within = [min(length - side, REACH) + 1 for length, side in zip((height, width), sides)]
-    count = min(search.count, within[0] * within[1])  # in a corner a quarter of the places lies in the picture
+    count = min(groups.count, within[0] * within[1])  # in a corner a quarter of the places lies in the picture
     guide = blur(height, width, BLUR).forward(y) if pilot is None else pilot
-    inside = (jnp.arange(sides[0])[:, None] * width + jnp.arange(sides[1])).ravel()
+    inside = (jnp.arange(sides[0])[:, None] * width + jnp.arange(sides[1])[None]).reshape(1, 1, -1)
     restore, source = (_from_noisy, y) if pilot is None else (_from_pilot, pilot)
 
     def one_row(sums, row):
-        groups = _most_alike(guide, row, columns, sides, count)  # (columns, count): pixels in the upper left corners
-        pixels = groups[..., None] + inside
-        found = restore(*(jnp.reshape(picture.reshape(-1, channels)[pixels], (*groups.shape, -1))
+        corners = _most_alike(guide, row, columns, sides, count)  # (columns, count): the upper left pixels of patches
+        pixels = corners[..., None] + inside
+        found = restore(*(jnp.reshape(picture.reshape(-1, channels)[pixels], (*corners.shape, -1))
                           for picture in (y, variance, source)))
         values = jnp.concatenate([found.reshape(*pixels.shape, channels), jnp.ones((*pixels.shape, 1), y.dtype)], -1)
         return sums.at[pixels.ravel()].add(values.reshape(-1, channels + 1)), None
@@ -146,12 +150,15 @@ def _within(place: Int[Array, "..."], last: int) -> Array:
 def _from_pilot(
     y: Float[Array, "groups count n"], variance: Float[Array, "groups count n"], pilot: Float[Array, "groups count n"]
 ) -> Float[Array, "groups count n"]:
-    """y - V (C + V)^-1 (y - m), m and C those of the pilot's patches."""
-    mean = pilot.mean(1, keepdims=True)
-    apart, noise = pilot - mean, variance.mean(1)
-    inner = jnp.swapaxes(apart, 1, 2) @ apart / max(pilot.shape[1] - 1, 1) + jax.vmap(jnp.diag)(noise)
-    back = jnp.linalg.solve(inner, jnp.swapaxes(y - mean, 1, 2))
-    return y - noise[:, None] * jnp.swapaxes(back, 1, 2)
+    """m + C (C + V)^-1 (y - m), m and C those of the pilot's patches. With the rows of X the patches less m, so that
+    C = X^T X / (count - 1), C (C + V)^-1 = X^T (X V^-1 X^T + count - 1)^-1 X V^-1: a system no larger than the group.
+    """
+    mean, others = pilot.mean(1, keepdims=True), max(pilot.shape[1] - 1, 1)
+    apart = pilot - mean
+    weighed = apart / jnp.maximum(variance.mean(1, keepdims=True), LEAST)
+    turned = jnp.swapaxes(weighed, 1, 2)
+    inner = apart @ turned + others * jnp.eye(pilot.shape[1], dtype=y.dtype)[None]
+    return mean + jnp.swapaxes(jnp.linalg.solve(inner, weighed @ jnp.swapaxes(y - mean, 1, 2)), 1, 2) @ apart
 
 
 def _from_noisy(

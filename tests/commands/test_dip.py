@@ -184,8 +184,10 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
         assert recommended(same, (), few) == same
     assert recommended(DipConfig(), (), few, 2) == recommended(DipConfig(), ("folds",), few) == DipConfig()
     assert recommended(DipConfig(folds=3), ("folds",), few, 2).network == "skip-small"
-    assert recommended(DipConfig(), (), many) == DipConfig(**MUON_FIT)
-    assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, **MUON_FIT)
+    assert recommended(DipConfig(), (), many) == DipConfig(nonlocal_bayes=True, **MUON_FIT)
+    assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, nonlocal_bayes=True, **MUON_FIT)
+    for pixels in (few, many):
+        assert not recommended(DipConfig(), ("nonlocal_bayes",), pixels).nonlocal_bayes
     for quiet in (dict(task="inpaint"), dict(impulse=0.3), dict(task="deblur", sigma=1.4), dict(impulse=0.1, folds=4)):
         assert recommended(DipConfig(**quiet), tuple(quiet), few) == DipConfig(**quiet, **MUON_FIT)
     noisy = DipConfig(impulse=0.3, sigma=10.0)
@@ -197,6 +199,9 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
     del record["dip"]["folds"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert load_dip_config(tmp_path / "config.json")[0] == DipConfig()
+    for bad in (dict(nonlocal_bayes=True, task="inpaint"), dict(nonlocal_bayes=True, impulse=0.1)):
+        with pytest.raises(UserError, match="--nonlocal-bayes is for"):
+            dip_ranges.check_dip(DipConfig(**bad))
     for bad in (dict(folds=2), dict(folds=3, stop="emv"), dict(folds=0)):
         with pytest.raises(UserError, match="--folds"):
             dip_ranges.check_dip(DipConfig(**bad))

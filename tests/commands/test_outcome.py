@@ -13,6 +13,10 @@ from dipddpm_jax.config.dip import DipConfig, DipRun, save_dip_config
 from dipddpm_jax.data.pictures import read_float
 from dipddpm_jax.dip.fit import Kept
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse.measurement import Measurement
+from dipddpm_jax.inverse.noises import Gaussian
+from dipddpm_jax.inverse.nonlocal_bayes import refine_by_patches
+from dipddpm_jax.inverse.operators import identity
 
 CLEAN = np.broadcast_to(np.linspace(0.2, 0.8, 32, dtype=np.float32)[None, :, None], (32, 32, 1))
 
@@ -178,3 +182,23 @@ def test_chunks_divide_the_steps_between_saves(monkeypatch, whole, side, wanted)
     config = DipConfig(network="skip-small", folds=10)
     monkeypatch.setattr(fit_cost, "SHORT", 16 * 64**2 * 10 * fit_cost.STEP_SECONDS.get("skip-small", 3e-6))
     assert fit_cost.short_chunk(config, [(0, 0, side, side)], 1, whole) == wanted
+
+
+def test_nonlocal_bayes_comes_after_the_fits_but_not_where_neighbours_share_noise():
+    """It moves all candidates alike; errors are those of before, and what was not chosen stays."""
+    wrong = CLEAN + 0.02 * np.random.default_rng(1).normal(size=CLEAN.shape)
+    settings = [DipConfig(network="conv", num_steps=10, nonlocal_bayes=after) for after in (False, True)]
+    (_, given, plain), (_, _, after) = (ended(wrong, wrong, config) for config in settings)
+    measurement = Measurement(jnp.asarray(given.measurements[0]), identity, Gaussian(float(given.sigma[0])))
+    wanted = refine_by_patches(measurement, jnp.asarray(plain.restored[0, 0]))
+    np.testing.assert_allclose(after.restored[0, 0], wanted, atol=1e-5)
+    assert np.mean((after.restored - CLEAN) ** 2) < 0.5 * np.mean((plain.restored - CLEAN) ** 2)
+    np.testing.assert_array_equal(after.error, plain.error)
+    np.testing.assert_array_equal(after.other, plain.other)
+    shared = given._replace(correlated=True)
+    fit, batch = fits.make_fit(settings[1], 1, (32, 32)), fits.make_fits(settings[1], shared)
+    states = fits.start_fits(settings[1], fit, batch)
+    kept = Kept(jnp.float32(wrong)[None], jnp.float32(wrong)[None], jnp.int32([9]))
+    left = outcome.outcome(settings[1], shared, fit, batch, states._replace(kept=kept))
+    np.testing.assert_allclose(left.restored[0, 0], wrong, atol=1e-5)
+    assert any("nonlocal Bayes was left out" in line for line in outcome.warnings(settings[1], shared, left, ""))

@@ -1,0 +1,116 @@
+"""Nonlocal Bayes against its equations, patch by patch, and on noise whose end is known."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dipddpm_jax import classical
+from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse import nonlocal_bayes as nlb
+from dipddpm_jax.inverse import operators
+from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration
+from dipddpm_jax.inverse.noises import Gaussian, Poisson
+
+SIGMA, KEY = 0.1, jax.random.key(0)
+GROUPS = nlb.Groups(12, 2)
+
+
+def scene(side=32, channels=1):
+    i, j = np.mgrid[:side, :side] / side
+    stripes = 0.15 * np.sin(14 * (i + j)) * (i > 0.4)
+    picture = 0.3 + 0.3 * j + stripes + 0.2 * ((i - 0.3) ** 2 + (j - 0.6) ** 2 < 0.05)
+    return jnp.asarray(np.repeat(picture[..., None], channels, -1), jnp.float32)
+
+
+def measured(noise, channels=1, side=32):
+    return Measurement(noise.draw(KEY, scene(side, channels)), operators.identity, noise)
+
+
+def error(picture, clean):
+    return float(jnp.mean(jnp.square(picture - clean)))
+
+
+def by_hand(y, variance, pilot, groups):
+    """The pass as its equations read: loops, and C as it is."""
+    height, width, channels = y.shape
+    side = min(nlb.SIDE, int((nlb.LARGEST / channels) ** 0.5))
+    corners = [(i, j) for i in range(height - side + 1) for j in range(width - side + 1)]
+
+    def patch(picture, corner):
+        return picture[corner[0] : corner[0] + side, corner[1] : corner[1] + side].ravel()
+
+    def places(last):
+        return sorted({*range(0, last, groups.stride), last})
+
+    sums, counts = np.zeros_like(y), np.zeros((height, width, 1))
+    for i in places(height - side):
+        for j in places(width - side):
+            near = [c for c in corners if max(abs(c[0] - i), abs(c[1] - j)) <= nlb.REACH]
+            near.sort(key=lambda c: float(np.sum((patch(pilot, c) - patch(pilot, (i, j))) ** 2)))
+            chosen = near[: groups.count]
+            like, noisy = (np.array([patch(picture, c) for c in chosen]) for picture in (pilot, y))
+            noise = np.diag(np.mean([patch(variance, c) for c in chosen], 0))
+            mean, c = like.mean(0), np.cov(like.T)
+            found = mean + (noisy - mean) @ np.linalg.solve(c + noise, c)
+            for (a, b), values in zip(chosen, found):
+                sums[a : a + side, b : b + side] += values.reshape(side, side, channels)
+                counts[a : a + side, b : b + side] += 1
+    return sums / counts
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pass_is_the_mean_of_the_patches_that_the_equation_gives(channels):
+    clean = np.asarray(scene(20, channels), np.float64)
+    rng = np.random.default_rng(0)
+    pilot, y = (clean + deviation * rng.normal(size=clean.shape) for deviation in (0.02, SIGMA))
+    variance = SIGMA**2 * (0.5 + clean)
+    found = nlb.nonlocal_bayes_pass(*(jnp.asarray(a, jnp.float32) for a in (y, variance, pilot)), GROUPS)
+    np.testing.assert_allclose(found, by_hand(y, variance, pilot, GROUPS), atol=2e-4)
+
+
+@pytest.mark.parametrize("noise, channels", [(Gaussian(SIGMA), 1), (Gaussian(SIGMA), 3), (Poisson(60.0), 1),
+                                             (Poisson(60.0, 0.05), 1)])
+def test_alone_it_leaves_less_noise_than_non_local_means(noise, channels):
+    given = measured(noise, channels)
+    found, means = (restore(given, KEY).picture for restore in (nlb.nonlocal_bayes(), classical.non_local_means()))
+    assert error(found, scene(channels=channels)) < 0.8 * error(means, scene(channels=channels))
+
+
+def test_where_there_is_nothing_but_noise_the_grey_is_left():
+    grey = jnp.full((24, 24, 1), 0.5)
+    given = Measurement(Gaussian(SIGMA).draw(KEY, grey), operators.identity, Gaussian(SIGMA))
+    assert error(nlb.nonlocal_bayes()(given, KEY).picture, grey) < 0.02 * SIGMA**2
+
+
+def test_an_estimate_gets_back_what_it_smoothed_away():
+    given = measured(Gaussian(SIGMA))
+    smooth = operators.blur(32, 32, 1.6).forward(scene())
+    estimate = Restoration(smooth, None, Cost(steps=7, error=0.5))
+    found = nlb.nonlocal_bayes_after(lambda measurement, key: estimate, fits=10)(given, KEY)
+    assert error(found.picture, scene()) < 0.85 * error(smooth, scene())
+    assert found.evidence == estimate.evidence
+
+
+def test_an_estimate_counts_as_often_as_it_has_fits(monkeypatch):
+    """And nonlocal Bayes alone once."""
+    given, pilots = measured(Gaussian(SIGMA)), []
+    monkeypatch.setattr(nlb, "_alone", lambda y, variance: jnp.zeros_like(y))
+    monkeypatch.setattr(nlb, "nonlocal_bayes_pass", lambda y, variance, pilot, groups: pilots.append(pilot) or pilot)
+    nlb.refine_by_patches(given, scene(), 3)
+    np.testing.assert_allclose(pilots[0], 0.75 * scene(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("side, channels, sigma", [(8, 1, SIGMA), (16, 60, SIGMA), (16, 1, 0.0), (16, 1, 10.0)])
+def test_small_pictures_many_channels_and_odd_noise_do_no_harm(side, channels, sigma):
+    given = measured(Gaussian(sigma), channels, side)
+    for found in (nlb.nonlocal_bayes()(given, KEY).picture, nlb.refine_by_patches(given, scene(side, channels))):
+        assert jnp.isfinite(found).all() and found.shape == given.y.shape
+    if not sigma:
+        np.testing.assert_allclose(found, given.y, atol=0.02)
+
+
+def test_an_operator_is_refused():
+    given = measured(Gaussian(SIGMA))._replace(operator=operators.blur(32, 32, 1.0))
+    for restore in (nlb.nonlocal_bayes(), nlb.nonlocal_bayes_after(lambda measurement, key: None)):
+        with pytest.raises(UserError, match="nonlocal Bayes denoises"):
+            restore(given, KEY)
