@@ -190,6 +190,9 @@ ROWS: dict[str, Row] = {
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
     "cross-fit, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("cross-fit"), 10), begins=("cross-fit",)),
     "DIP-TV, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("DIP-TV")), begins=("DIP-TV",)),
+    "prior photos, then nonlocal Bayes": Row(
+        lambda: nonlocal_bayes_after(begun("prior photos, eight calls, turned"), 10), draws=False,
+        begins=("prior photos, eight calls, turned",)),
     "cross-fit, 11 folds": Row(lambda: crossfit.cross_fitted(folds=11), HOLES),
     "cross-fit, Adam": Row(lambda: crossfit.cross_fitted(adam_fit, num_steps=1500), (*HOLES, "deblur-1.6")),
     "cross-fit, Adam, 12 folds": Row(lambda: crossfit.cross_fitted(adam_fit, 12, 1500), HOLES),
@@ -216,7 +219,9 @@ ROWS: dict[str, Row] = {
        for name in ("BM3D", "non-local means", "prior photos, eight calls, turned", "cross-fit",
                     "cross-fit, then nonlocal Bayes")},
 }
-UNTRAINED = ("cross-fit", "pixel pairs", "non-local means", "total variation")
+UNTRAINED = ("cross-fit, then nonlocal Bayes", "nonlocal Bayes", "pixel pairs", "total variation")
+WHOLE = {  # rows that go on from others, as restorers that do all themselves
+    "cross-fit, then nonlocal Bayes": lambda: nonlocal_bayes_after(crossfit.cross_fitted(), 10)}
 JUDGED = {  # what the referee may choose from; BM3D is not ours to give
     "referee": ("prior photos, eight calls, turned", *UNTRAINED),  # as --method auto
     "referee, untrained": UNTRAINED,
@@ -330,7 +335,7 @@ def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: 
 def compute(c: Setting, file: Path) -> list[dict]:
     """Completes the lines, task by task and row by row."""
     lines = records.read_lines(file)
-    began, made, pictures = time.monotonic(), {}, clean_pictures(c.side, c.pictures, c.source)
+    began, made, weighed, pictures = time.monotonic(), {}, {}, clean_pictures(c.side, c.pictures, c.source)
     for task_name in c.tasks:
         task = TASKS[task_name]
         for row in c.rows:
@@ -348,6 +353,8 @@ def compute(c: Setting, file: Path) -> list[dict]:
                         continue
                     try:
                         needed = JUDGED.get(row, (row,))
+                        if row in JUDGED:
+                            weighed |= {one: WHOLE.get(one, ROWS[one].make)() for one in needed if one not in weighed}
                         made |= {one: ROWS[one].make() for one in needed if one not in made}
                     except ImportError as error:
                         print(f"{row} is left out: {error}", flush=True)
@@ -361,7 +368,7 @@ def compute(c: Setting, file: Path) -> list[dict]:
                     BEGUN.update({one: kept(known[(one, *key)], kept_at(one, *key)) for one in before})
                     y = measured(task, clean, place, seed, row in ROWS and ROWS[row].told)
                     if row in JUDGED:
-                        new = judged(row, {one: made[one] for one in needed}, key, y, clean, known)
+                        new = judged(row, {one: weighed[one] for one in needed}, key, y, clean, known)
                     else:
                         start = time.monotonic(), time.process_time()
                         restore = made[row](clean) if row.endswith("oracle") else made[row]

@@ -28,6 +28,7 @@ UNDONE = "cut-off undone"
 AFTER = "then nonlocal Bayes"
 BAYES = f"cross-fit, {AFTER}"
 PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"),
+         (f"prior photos, {AFTER}", "prior photos, eight calls, turned"), (BAYES, "prior photos, eight calls, turned"),
          (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"),
          ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
