@@ -25,7 +25,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import CBSD68, REPO, SET12  # noqa: E402
-from benchmarks.restoration_page import UNDONE, render, source_of
+from benchmarks.restoration_page import UNDONE, columns_of, render, source_of
 from benchmarks.restoration_tasks import (
     CUT_OFF,
     DENOISE,
@@ -411,13 +411,15 @@ def main(setting: Setting) -> None:
         out = REPO / "runs" / "restoration_quick"
     out.mkdir(parents=True, exist_ok=True)
     lines = compute(setting, out / "restoration.jsonl")
-    columns = {}
+    page = out / "restoration.md"
+    before = page.read_text() if page.is_file() else ""
+    columns = columns_of(before)
     for name, (task, source, most) in SHEETS.items():
-        if found := sheet(lines, task, source, most):
+        found = sheet(lines, task, source, most)
+        if found and set(found[1]) >= set(columns.get(name, ())):  # else pictures that it shows were not kept
             plots.picture(found[0]).save(out / name)
             columns[name] = found[1]
-    page = out / "restoration.md"
-    page.write_text(render(lines, columns, page.read_text() if page.is_file() else ""))
+    page.write_text(render(lines, columns, before))
 
 
 if __name__ == "__main__":

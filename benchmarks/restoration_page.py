@@ -1,5 +1,6 @@
 """The page of benchmarks/restoration.py: tables made of result lines."""
 import itertools
+import re
 
 import numpy as np
 from scipy.stats import t as student
@@ -148,6 +149,12 @@ def without_the_retaken(lines: list[dict]) -> list[str]:
             text.append(f"{row} {signed(differences)}")
     return [f"Without picture 01, whose scene a training photograph of the priors shows again, less {CONTROL}: "
             f"{'; '.join(text)}.", ""] if text else []
+
+
+def columns_of(page: str) -> dict[str, list[str]]:
+    """The sheets of pictures that a page shows: file -> names of its columns."""
+    shown = re.findall(r"^Columns: (.*)\.\n\n!\[[^]]*\]\((.*)\)$", page, re.MULTILINE)
+    return {name: columns.split("; ") for columns, name in shown}
 
 
 def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str:

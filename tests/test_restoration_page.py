@@ -1,7 +1,7 @@
 """The page of the restoration table from made-up result lines."""
 import pytest
 
-from benchmarks.restoration_page import END, NOTES, interval, render
+from benchmarks.restoration_page import END, NOTES, columns_of, interval, render
 
 
 def lines():
@@ -63,3 +63,8 @@ def test_pairs_are_of_the_pictures_that_both_have_and_fresh_ones_stand_beside():
     page = render(made, {}, "")
     assert ("- cross-fit, then prior photos, less cross-fit: +1.40 +- 0.68 dB (n = 5); without the three on which the "
             "method was found +2.00 +- 0.00 dB (n = 2)") in page
+
+
+def test_sheets_whose_pictures_were_not_kept_stay_on_the_page():
+    sheets = {"restoration.png": ["clean", "BM3D, told", "DIP"], "restoration_colour.png": ["clean", "DIP"]}
+    assert columns_of(render(list(lines()), sheets, "")) == sheets and columns_of("") == {}
