@@ -61,7 +61,7 @@ def test_pairs_are_of_the_pictures_that_both_have_and_fresh_ones_stand_beside():
     made = [line("nothing", "01", 10.0)] + [line("cross-fit", f"0{i}", 30.0) for i in range(1, 6)]
     made += [line("cross-fit, then prior photos", f"0{i}", 31.0 + (i > 3)) for i in range(1, 7)]
     page = render(made, {}, "")
-    assert ("- cross-fit, then prior photos, less cross-fit: +1.40 +- 0.68 dB (n = 5); without the three on which the "
+    assert ("- cross-fit, then prior photos, less cross-fit: +1.40 +- 0.68 dB (n = 5); without those on which the "
             "method was found +2.00 +- 0.00 dB (n = 2)") in page
 
 
