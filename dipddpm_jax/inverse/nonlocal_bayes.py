@@ -36,14 +36,14 @@ class Groups(NamedTuple):
     stride: int
 
 
-FIRST, SECOND, THIRD = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # where there is no pilot to begin with
+FIRST, SECOND, LATER = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # where there is no pilot to begin with
 LAST = Groups(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
 LEAST = 1e-6  # variance of noise, white being 1, below which it counts as that
 
 
 def nonlocal_bayes() -> Restore:
-    """A restorer of Gaussian and Poisson noise: three passes, four of pictures with channels, the first with the noisy
-    picture for its own pilot. The key is not used. Raises UserError unless the picture itself was measured."""
+    """A restorer of Gaussian and Poisson noise: four passes, the first with the noisy picture for its own pilot. The
+    key is not used. Raises UserError unless the picture itself was measured."""
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         _require_whole(measurement)
         return Restoration(_alone(measurement.y, measurement.noise.variance(measurement.y)))
@@ -79,8 +79,8 @@ def _require_whole(measurement: Measurement) -> None:
 def _alone(y: Image, variance: Image) -> Image:
     first = nonlocal_bayes_pass(y, variance, None, FIRST)
     second = nonlocal_bayes_pass(y, variance, first, SECOND)
-    third = nonlocal_bayes_pass(y, variance, second, THIRD)
-    return third if y.shape[-1] == 1 else nonlocal_bayes_pass(y, variance, third, THIRD)
+    third = nonlocal_bayes_pass(y, variance, second, LATER)
+    return nonlocal_bayes_pass(y, variance, third, LATER)
 
 
 @partial(jax.jit, static_argnums=3)
