@@ -188,7 +188,8 @@ ROWS: dict[str, Row] = {
     "DIP-TV, Adam": Row(lambda: one_fit(functools.partial(crossfit.a_fit, crossfit.tapered_skip_net)), ("sigma-25",)),
     "refit": Row(crossfit.refitted, tuple(TASKS)),
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
-    "cross-fit, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("cross-fit"), 10), begins=("cross-fit",)),
+    "cross-fit, then nonlocal Bayes": Row(
+        lambda: nonlocal_bayes_after(begun("cross-fit"), restorers.FOLDS), begins=("cross-fit",)),
     "DIP-TV, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("DIP-TV")), begins=("DIP-TV",)),
     "prior photos, then nonlocal Bayes": Row(
         lambda: nonlocal_bayes_after(begun("prior photos, eight calls, turned"), 10), draws=False,
@@ -220,8 +221,8 @@ ROWS: dict[str, Row] = {
                     "cross-fit, then nonlocal Bayes")},
 }
 UNTRAINED = ("cross-fit, then nonlocal Bayes", "nonlocal Bayes", "pixel pairs", "total variation")
-WHOLE = {  # rows that go on from others, as restorers that do all themselves
-    "cross-fit, then nonlocal Bayes": lambda: nonlocal_bayes_after(crossfit.cross_fitted(), 10)}
+WHOLE = {  # rows that go on from others, as restorers that do all themselves: for other data than the picture at hand
+    "cross-fit, then nonlocal Bayes": lambda: nonlocal_bayes_after(crossfit.cross_fitted(), restorers.FOLDS)}
 JUDGED = {  # what the referee may choose from; BM3D is not ours to give
     "referee": ("prior photos, eight calls, turned", *UNTRAINED),  # as --method auto
     "referee, untrained": UNTRAINED,
@@ -335,7 +336,7 @@ def judged(row: str, restorers: Mapping[str, Restore], key: tuple, measurement: 
 def compute(c: Setting, file: Path) -> list[dict]:
     """Completes the lines, task by task and row by row."""
     lines = records.read_lines(file)
-    began, made, weighed, pictures = time.monotonic(), {}, {}, clean_pictures(c.side, c.pictures, c.source)
+    began, made, whole, pictures = time.monotonic(), {}, {}, clean_pictures(c.side, c.pictures, c.source)
     for task_name in c.tasks:
         task = TASKS[task_name]
         for row in c.rows:
@@ -352,23 +353,22 @@ def compute(c: Setting, file: Path) -> list[dict]:
                     if row in ROWS and task_name not in ROWS[row].tasks or row in JUDGED and task_name not in DENOISE:
                         continue
                     try:
-                        needed = JUDGED.get(row, (row,))
-                        if row in JUDGED:
-                            weighed |= {one: WHOLE.get(one, ROWS[one].make)() for one in needed if one not in weighed}
-                        made |= {one: ROWS[one].make() for one in needed if one not in made}
+                        before = ROWS[row].begins if row in ROWS else ()
+                        needed = JUDGED.get(row, before)
+                        whole |= {one: WHOLE.get(one, ROWS[one].make)() for one in needed if one not in whole}
+                        if row in ROWS and row not in made:
+                            made[row] = ROWS[row].make()
                     except ImportError as error:
                         print(f"{row} is left out: {error}", flush=True)
                         break
-                    before = ROWS[row].begins if row in ROWS else ()
                     if not all((one, *key) in known for one in before):
                         continue
                     for one in before:
-                        made |= {} if one in made else {one: ROWS[one].make()}
-                        remake(made[one], kept_at(one, *key), measured(task, clean, place, seed, ROWS[one].told), seed)
+                        remake(whole[one], kept_at(one, *key), measured(task, clean, place, seed, ROWS[one].told), seed)
                     BEGUN.update({one: kept(known[(one, *key)], kept_at(one, *key)) for one in before})
                     y = measured(task, clean, place, seed, row in ROWS and ROWS[row].told)
                     if row in JUDGED:
-                        new = judged(row, {one: weighed[one] for one in needed}, key, y, clean, known)
+                        new = judged(row, {one: whole[one] for one in needed}, key, y, clean, known)
                     else:
                         start = time.monotonic(), time.process_time()
                         restore = made[row](clean) if row.endswith("oracle") else made[row]

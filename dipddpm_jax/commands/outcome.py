@@ -54,7 +54,7 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
         error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
                                   rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
-    if config.nonlocal_bayes and not given.correlated:
+    if config.nonlocal_bayes and not _shares_noise(config, given):
         restored = _after_patches(config, given, restored)
     restored, other = (_made_black_again(config, given, rows) for rows in (restored, other))
     if config.blend:
@@ -64,6 +64,11 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
     return Outcome(restored, other, chosen, error,
                    np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape),
                    _stuck(fit, fits, kept["output"]).reshape(shape))
+
+
+def _shares_noise(config: DipConfig, given: Measurements) -> bool:
+    """Whether neighbouring pixels share noise, as was found or as the user says by holding out blocks."""
+    return given.correlated or holds_out_blocks(config, given)
 
 
 def _after_patches(config: DipConfig, given: Measurements, candidates: Candidates) -> Candidates:
@@ -154,10 +159,10 @@ def warnings(config: DipConfig, given: Measurements, result: Outcome, more: str)
 
 def shared_noise(config: DipConfig, given: Measurements) -> list[str]:
     """What was done about noise that neighbouring pixels share, by the rule that can do something."""
-    if not given.correlated:
-        return []
-    left = ["nonlocal Bayes was left out, since neighbours share noise"] if config.nonlocal_bayes else []
-    if config.stop != "held-out":
+    shares = _shares_noise(config, given)
+    left = ["nonlocal Bayes was left out: it is for noise that neighbours do not share"] if (
+        config.nonlocal_bayes and shares) else []
+    if not given.correlated or config.stop != "held-out":
         return left
     if holds_out_blocks(config, given):
         return ["blocks of 5x5 pixels were held out, since neighbours share noise", *left]

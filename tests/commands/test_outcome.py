@@ -1,5 +1,6 @@
 """What is restored, what is said about it, and what the files hold: from fits whose end is known, so none is run."""
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -195,10 +196,12 @@ def test_nonlocal_bayes_comes_after_the_fits_but_not_where_neighbours_share_nois
     assert np.mean((after.restored - CLEAN) ** 2) < 0.5 * np.mean((plain.restored - CLEAN) ** 2)
     np.testing.assert_array_equal(after.error, plain.error)
     np.testing.assert_array_equal(after.other, plain.other)
-    shared = given._replace(correlated=True)
-    fit, batch = fits.make_fit(settings[1], 1, (32, 32)), fits.make_fits(settings[1], shared)
-    states = fits.start_fits(settings[1], fit, batch)
     kept = Kept(jnp.float32(wrong)[None], jnp.float32(wrong)[None], jnp.int32([9]))
-    left = outcome.outcome(settings[1], shared, fit, batch, states._replace(kept=kept))
-    np.testing.assert_allclose(left.restored[0, 0], wrong, atol=1e-5)
-    assert any("nonlocal Bayes was left out" in line for line in outcome.warnings(settings[1], shared, left, ""))
+    for config, shared in ((settings[1], given._replace(correlated=True)),
+                           (replace(settings[1], hold_out="blocks"), given)):
+        fit, batch = fits.make_fit(config, 1, (32, 32)), fits.make_fits(config, shared)
+        states = fits.start_fits(config, fit, batch)
+        left = outcome.outcome(config, shared, fit, batch, states._replace(kept=kept))
+        np.testing.assert_allclose(left.restored[0, 0], wrong, atol=1e-5)
+        assert any("nonlocal Bayes was left out" in line for line in outcome.warnings(config, shared, left, ""))
+    assert not any("nonlocal" in line for line in outcome.warnings(settings[1], given, after, ""))
