@@ -56,6 +56,7 @@ from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.cut_off import without_cut_off
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
 from dipddpm_jax.inverse.nonlocal_bayes import nonlocal_bayes, nonlocal_bayes_after
+from dipddpm_jax.inverse.operators import mask_of
 
 RESULTS = REPO / "docs" / "results"
 KEPT = REPO / "runs" / "restoration"  # the restored pictures
@@ -144,6 +145,16 @@ def undone(name: str) -> Restore:
     return restore
 
 
+def with_known(name: str) -> Restore:
+    """What a row of that name has made of the picture at hand, with the known pixels as they were measured."""
+    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
+        found = BEGUN[name]
+        known = mask_of(measurement.operator, found.picture.shape)
+        return found._replace(picture=jnp.where(known > 0, measurement.y, found.picture))
+
+    return restore
+
+
 def refined(estimate: Restore) -> Restore:
     """An estimate, noised as far as it says that it is wrong, and walked back in eight calls of the prior of
     photographs that the measurement guides; the mean of eight chains."""
@@ -179,7 +190,7 @@ ROWS: dict[str, Row] = {
     "non-local means, told": Row(classical.non_local_means, DENOISE[:3], True, False),
     "total variation": Row(classical.total_variation_denoising, draws=False),
     "BayesShrink": Row(classical.bayes_shrink, draws=False),
-    "nonlocal Bayes": Row(nonlocal_bayes, draws=False),
+    "nonlocal Bayes": Row(nonlocal_bayes, tuple(TASKS), draws=False),
     "BM3D": Row(bm3d_denoiser, draws=False),
     "BM3D, told": Row(bm3d_denoiser, DENOISE[:3], True, False),
     "pixel pairs": Row(lambda: pixel_pairs(24, 1500)),
@@ -189,8 +200,12 @@ ROWS: dict[str, Row] = {
     "refit": Row(crossfit.refitted, tuple(TASKS)),
     "cross-fit": Row(crossfit.cross_fitted, tuple(TASKS)),
     "cross-fit, then nonlocal Bayes": Row(
-        lambda: nonlocal_bayes_after(begun("cross-fit"), restorers.FOLDS), begins=("cross-fit",)),
-    "DIP-TV, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("DIP-TV")), begins=("DIP-TV",)),
+        lambda: nonlocal_bayes_after(begun("cross-fit"), restorers.FOLDS), (*DENOISE, *CUT_OFF, *HOLES),
+        begins=("cross-fit",)),
+    "DIP-TV, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("DIP-TV")), (*DENOISE, *CUT_OFF, *HOLES),
+                                       begins=("DIP-TV",)),
+    **{f"{name}, known pixels put back": Row(functools.partial(with_known, name), HOLES, begins=(name,))
+       for name in ("cross-fit", "DIP-TV")},
     "prior photos, then nonlocal Bayes": Row(
         lambda: nonlocal_bayes_after(begun("prior photos, eight calls, turned"), 10), draws=False,
         begins=("prior photos, eight calls, turned",)),
@@ -213,6 +228,7 @@ ROWS: dict[str, Row] = {
                                         begins=("cross-fit",)),
     "cross-fit, then prior photos, oracle": Row(lambda: refined_oracle, HOLES, begins=("cross-fit",)),
     "biharmonic, then prior photos": Row(lambda: refined(with_error(biharmonic)), HOLES),
+    "nonlocal Bayes, then prior photos": Row(lambda: refined(with_error(nonlocal_bayes())), HOLES),
     "half cross-fit, half prior photos, guided": Row(
         lambda: averaged(begun("cross-fit"), begun("prior photos, guided")), INVERSE,
         begins=("cross-fit", "prior photos, guided")),

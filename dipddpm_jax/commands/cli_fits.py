@@ -22,9 +22,8 @@ class DipCommand:
                     "pixel-pairs", "nonlocal-bayes", "non-local-means", "total-variation", "wavelets"] = "dip"
     """dip: what the other options describe. photos: the pretrained model of photographs, which denoises in
     seconds, and fills, sharpens or enlarges small pictures in a minute.
-    nonlocal-bayes: patches that look alike, without networks, in seconds. cross-fit-bayes: the same after a mean of
-    fits.
-    cross-fit-photos: a mean of fits, from which that model goes on: the best where pixels are missing.
+    nonlocal-bayes: patches that look alike, without networks, in seconds, for every task. cross-fit-bayes: the same
+    after a mean of fits, to denoise or inpaint. cross-fit-photos: a mean of fits, from which that model goes on.
     auto: an average of several, weighed by a referee that hides part of the measurement from them. All but dip take
     only options that say what is restored, and write into runs/restored-NUMBER unless --workdir is given."""
 

@@ -16,7 +16,7 @@ from dipddpm_jax.dip.problem import is_stuck
 from dipddpm_jax.inverse.cut_off import error_growth, variance_left
 from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.nonlocal_bayes import refine_by_patches
-from dipddpm_jax.inverse.operators import identity
+from dipddpm_jax.inverse.operators import identity, masked
 
 Candidates = Float[np.ndarray, "pictures repeats h w c"]  # repeats: seeds x folds, which are averaged
 
@@ -75,7 +75,8 @@ def _after_patches(config: DipConfig, given: Measurements, candidates: Candidate
     """Each picture's candidates, moved by what nonlocal Bayes moves their mean by."""
     found = []
     for i, rows in enumerate(candidates):
-        measurement = Measurement(jnp.asarray(given.measurements[i]), identity, noise_of(config, given, i))
+        observe = identity if given.known is None else masked(jnp.asarray(given.known[i]))
+        measurement = Measurement(jnp.asarray(given.measurements[i]), observe, noise_of(config, given, i))
         mean = rows.mean(0)
         found.append(rows + (np.asarray(refine_by_patches(measurement, jnp.asarray(mean), len(rows))) - mean))
     return np.stack(found)

@@ -106,8 +106,8 @@ RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictur
     "wavelets": lambda channels: classical.bayes_shrink(),
 }
 DENOISERS = ("photos", "cross-fit-bayes", "nonlocal-bayes", "pixel-pairs", "total-variation")  # what "auto" averages
-FILLERS = ("photos", "cross-fit-photos")  # and where pixels are missing
-UNTRAINED_FILLERS = ("cross-fit", "self-diffusion")  # where the prior of photographs cannot be asked
+FILLERS = ("nonlocal-bayes", "photos", "cross-fit-photos")  # and where pixels are missing
+UNTRAINED_FILLERS = ("nonlocal-bayes", "cross-fit")  # where the prior of photographs cannot be asked
 WITHOUT_SIGMA = ("pixel-pairs",)
 
 

@@ -89,11 +89,11 @@ class DipConfig:
     64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
     300 --nonlocal-bayes, but for those of them that are given. For larger pictures, and where there is hardly any noise
     (to inpaint or deblur, or with --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv
-    --patience 300 and, to denoise, --nonlocal-bayes, unless another network or optimizer is given."""
+    --patience 300 and, unless to deblur, --nonlocal-bayes, unless another network or optimizer is given."""
     nonlocal_bayes: bool = False
-    """To denoise: one pass of nonlocal Bayes after the fits. Patches of what they restored that look alike say which
-    patches are likely, and by that the noisy ones are restored once more: some ten core seconds for 256x256 pixels.
-    Left out where neighbouring pixels share noise."""
+    """To denoise or inpaint: passes of nonlocal Bayes after the fits. Patches of what they restored that look alike say
+    which patches are likely, and by that those that were measured are restored once more: some ten core seconds for
+    256x256 pixels, a minute where pixels are missing. Left out where neighbouring pixels share noise."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
@@ -172,11 +172,11 @@ _LEARNING = {"network", "optimizer", "learning_rate", "decay"}  # what MUON_FIT 
 def recommended(config: DipConfig, given: Collection[str], pixels: int, pictures: int = 1) -> DipConfig:
     """The configuration for pictures of so many pixels each: fields that the user did not give are, for a large picture
     and where there is hardly any noise, those of MUON_FIT, unless how it learns is given, with nonlocal Bayes to
-    denoise; to denoise few pixels in all, or if folds are asked for, those of CROSS_FIT."""
+    denoise or inpaint; to denoise few pixels in all, or if folds are asked for, those of CROSS_FIT."""
     if config.stop != "held-out" or config.task == "superres":
         return config
     if (pixels > CROSS_FITTED or expects_no_noise(config)) and not _LEARNING & set(given):
-        after = {"nonlocal_bayes": config.task == "denoise" and config.impulse is None}
+        after = {"nonlocal_bayes": config.task in AS_IT_IS}
         return replace(config, **{name: value for name, value in (MUON_FIT | after).items() if name not in given})
     few = config.folds > 1 if "folds" in given else pixels * pictures <= CROSS_FITTED
     if config.task != "denoise" or config.impulse is not None or not few:

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dipddpm_jax.config.dip import MEASURING, Config, DipConfig, DipRun, StagedConfig, load_dip_config
+from dipddpm_jax.config.dip import AS_IT_IS, MEASURING, Config, DipConfig, DipRun, StagedConfig, load_dip_config
 from dipddpm_jax.config.saved import differences
 from dipddpm_jax.errors import UserError, closest
 
@@ -50,8 +50,9 @@ def check_dip(config: DipConfig, run: DipRun = NO_OPTIONS) -> None:
         raise UserError(f"--blend mixes measured pixels back in; --task {config.task} has none of the picture's own")
     if config.impulse is not None and config.task != "denoise":
         raise UserError(f"--impulse is for --task denoise; got --task {config.task}")
-    if config.nonlocal_bayes and (config.task != "denoise" or config.impulse is not None):
-        raise UserError("--nonlocal-bayes is for --task denoise without --impulse: it needs every pixel measured")
+    if config.nonlocal_bayes and config.task not in AS_IT_IS:
+        raise UserError("--nonlocal-bayes goes on from fits to denoise or inpaint; for --task "
+                        f"{config.task} there is --method nonlocal-bayes, without them")
     if config.mask is not None and config.task != "inpaint":
         raise UserError("--mask is for --task inpaint")
 

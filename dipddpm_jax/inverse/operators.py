@@ -50,6 +50,15 @@ def masked(known: Float[Array, "h w _"]) -> Operator:
     return Operator(project, project, lambda y, ridge: project(y) / (1 + ridge))
 
 
+def mask_of(operator: Operator, shape: tuple[int, ...]) -> Float[Array, "h w c"] | None:
+    """1 where an operator shows the pixels of a picture of this shape, 0 where it shows 0; None if it does anything
+    else."""
+    probe = jnp.arange(1, 1 + np.prod(shape), dtype=jnp.float32).reshape(shape)
+    seen = operator.forward(probe)
+    known = (seen != 0).astype(probe.dtype)
+    return known if seen.shape == probe.shape and bool(jnp.array_equal(seen, known * probe)) else None
+
+
 def random_mask(key: Key[Array, ""], height: int, width: int, known: float) -> Float[Array, "h w 1"]:
     """1 with probability `known`, else 0: the same pixels in all channels."""
     return jax.random.bernoulli(key, known, (height, width, 1)).astype(jnp.float32)

@@ -7,12 +7,12 @@ import pytest
 from dipddpm_jax import classical
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse import nonlocal_bayes as nlb
-from dipddpm_jax.inverse import operators
+from dipddpm_jax.inverse import operators, patches
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration
 from dipddpm_jax.inverse.noises import Gaussian, Poisson
 
 SIGMA, KEY = 0.1, jax.random.key(0)
-GROUPS = nlb.Groups(12, 2)
+GROUPS = patches.Groups(12, 2)
 
 
 def scene(side=32, channels=1):
@@ -30,10 +30,10 @@ def error(picture, clean):
     return float(jnp.mean(jnp.square(picture - clean)))
 
 
-def by_hand(y, variance, pilot, groups):
-    """The pass as its equations read: loops, and C as it is."""
+def by_hand(y, variance, pilot, groups, known=None):
+    """The pass as its equations read: loops, and C as it is; of patches with holes the pixels that are known."""
     height, width, channels = y.shape
-    side = min(nlb.SIDE, int((nlb.LARGEST / channels) ** 0.5))
+    side = min(patches.SIDE, int((patches.LARGEST / channels) ** 0.5))
     corners = [(i, j) for i in range(height - side + 1) for j in range(width - side + 1)]
 
     def patch(picture, corner):
@@ -45,13 +45,16 @@ def by_hand(y, variance, pilot, groups):
     sums, counts = np.zeros_like(y), np.zeros((height, width, 1))
     for i in places(height - side):
         for j in places(width - side):
-            near = [c for c in corners if max(abs(c[0] - i), abs(c[1] - j)) <= nlb.REACH]
+            near = [c for c in corners if max(abs(c[0] - i), abs(c[1] - j)) <= patches.REACH]
             near.sort(key=lambda c: float(np.sum((patch(pilot, c) - patch(pilot, (i, j))) ** 2)))
             chosen = near[: groups.count]
             like, noisy = (np.array([patch(picture, c) for c in chosen]) for picture in (pilot, y))
             noise = np.diag(np.mean([patch(variance, c) for c in chosen], 0))
             mean, c = like.mean(0), np.cov(like.T)
-            found = mean + (noisy - mean) @ np.linalg.solve(c + noise, c)
+            found = mean + (noisy - mean) @ np.linalg.solve(c + noise, c) if known is None else [
+                mean + c[:, at] @ np.linalg.solve(c[np.ix_(at, at)] + np.diag(patch(variance, corner)[at]),
+                                                  values[at] - mean[at])
+                for corner, values in zip(chosen, noisy) for at in [np.flatnonzero(patch(known, corner))]]
             for (a, b), values in zip(chosen, found):
                 sums[a : a + side, b : b + side] += values.reshape(side, side, channels)
                 counts[a : a + side, b : b + side] += 1
@@ -64,8 +67,12 @@ def test_a_pass_is_the_mean_of_the_patches_that_the_equation_gives(channels):
     rng = np.random.default_rng(0)
     pilot, y = (clean + deviation * rng.normal(size=clean.shape) for deviation in (0.02, SIGMA))
     variance = SIGMA**2 * (0.5 + clean)
-    found = nlb.nonlocal_bayes_pass(*(jnp.asarray(a, jnp.float32) for a in (y, variance, pilot)), GROUPS)
+    single = [jnp.asarray(a, jnp.float32) for a in (y, variance, pilot)]
+    found = patches.nonlocal_bayes_pass(*single, GROUPS)
     np.testing.assert_allclose(found, by_hand(y, variance, pilot, GROUPS), atol=2e-4)
+    known = (rng.random(clean.shape) < 0.5).astype(np.float32)
+    found = patches.nonlocal_bayes_pass(*single, GROUPS, jnp.asarray(known))
+    np.testing.assert_allclose(found, by_hand(y, variance, pilot, GROUPS, known), atol=2e-4)
 
 
 @pytest.mark.parametrize("noise, channels", [(Gaussian(SIGMA), 1), (Gaussian(SIGMA), 3), (Poisson(60.0), 1),
@@ -109,8 +116,56 @@ def test_small_pictures_many_channels_and_odd_noise_do_no_harm(side, channels, s
         np.testing.assert_allclose(found, given.y, atol=0.02)
 
 
-def test_an_operator_is_refused():
+def holes(noise, channels=1, share=0.5, shape=(32, 32, 1)):
+    known = jax.random.bernoulli(jax.random.key(3), share, shape).astype(jnp.float32)
+    y = noise.draw(KEY, scene(32, channels))
+    return Measurement(known * y, operators.masked(known), noise), known
+
+
+def filled(given, known):
+    return operators.filled(np.asarray(given.y), np.asarray(known))
+
+
+@pytest.mark.parametrize("noise, gain", [(Gaussian(0.0), 0.5), (Gaussian(SIGMA / 2), 0.4), (Poisson(200.0), 0.4)])
+def test_holes_are_filled_far_better_than_from_their_rims(noise, gain):
+    given, known = holes(noise)
+    found = nlb.nonlocal_bayes()(given, KEY).picture
+    assert error(found, scene()) < gain * error(filled(given, known), scene())
+    if noise == Gaussian(0.0):  # what has no noise stays
+        np.testing.assert_array_equal(np.asarray(known * found), np.asarray(given.y))
+
+
+def test_colours_of_a_mosaic_are_filled_one_by_one():
+    """Of each pixel one colour is known, as behind a camera's filter."""
+    given, known = holes(Gaussian(0.0), 3, shape=(32, 32, 3))
+    bayer = np.zeros((32, 32, 3), np.float32)
+    bayer[::2, ::2, 0] = bayer[::2, 1::2, 1] = bayer[1::2, ::2, 1] = bayer[1::2, 1::2, 2] = 1
+    given = Measurement(scene(32, 3) * bayer, operators.masked(jnp.asarray(bayer)), Gaussian(0.0))
+    found = nlb.nonlocal_bayes()(given, KEY).picture
+    assert error(found, scene(32, 3)) < 0.2 * error(filled(given, bayer), scene(32, 3))
+
+
+def test_an_estimate_of_what_is_missing_is_gone_on_from():
+    given, known = holes(Gaussian(0.0))
+    smooth = operators.blur(32, 32, 1.0).forward(scene())
+    estimate = Restoration(smooth, None, Cost(steps=7, error=0.5))
+    found = nlb.nonlocal_bayes_after(lambda measurement, key: estimate, fits=10)(given, KEY)
+    put_back = known * given.y + (1 - known) * smooth
+    assert error(found.picture, scene()) < 0.8 * error(put_back, scene())
+    assert found.evidence == estimate.evidence
+
+
+@pytest.mark.parametrize("operator, sigma, gain", [(operators.blur(32, 32, 1.6), 0.01, 0.4),
+                                                   (operators.downsample(32, 32, 2), 0.0, 0.4)])
+def test_behind_an_operator_it_is_nearer_than_what_explains_the_measurement(operator, sigma, gain):
+    y = Gaussian(sigma).draw(KEY, operator.forward(scene()))
+    given = Measurement(y, operator, Gaussian(sigma))
+    found = nlb.nonlocal_bayes()(given, KEY).picture
+    assert error(found, scene()) < gain * error(operator.solve(y, sigma), scene())
+    assert error(operator.forward(found), y) < 2 * sigma**2 + 1e-5
+
+
+def test_an_estimate_behind_an_operator_is_refused():
     given = measured(Gaussian(SIGMA))._replace(operator=operators.blur(32, 32, 1.0))
-    for restore in (nlb.nonlocal_bayes(), nlb.nonlocal_bayes_after(lambda measurement, key: None)):
-        with pytest.raises(UserError, match="nonlocal Bayes denoises"):
-            restore(given, KEY)
+    with pytest.raises(UserError, match="stands alone"):
+        nlb.nonlocal_bayes_after(lambda measurement, key: None)(given, KEY)

@@ -220,3 +220,14 @@ def test_noises_have_the_moments_that_they_claim():
         drawn = np.asarray(noise.draw(jax.random.key(0), image))
         np.testing.assert_allclose(drawn.mean(1), image[:, 0], atol=0.02)
         np.testing.assert_allclose(drawn.var(1), noise.variance(image)[:, 0], rtol=0.15, atol=1e-9)
+
+
+def test_what_a_mask_shows_is_told_from_what_filters():
+    shape = (12, 16, 3)
+    for known in (np.ones((12, 16, 1)), np.random.default_rng(0).random((12, 16, 1)) < 0.5,
+                  np.random.default_rng(1).random(shape) < 0.3):
+        found = operators.mask_of(operators.masked(jnp.asarray(known, jnp.float32)), shape)
+        np.testing.assert_array_equal(found, np.broadcast_to(known, shape))
+    assert operators.mask_of(operators.identity, shape).all()
+    for other in (operators.blur(12, 16, 1.0), operators.downsample(12, 16, 2)):
+        assert operators.mask_of(other, shape) is None
