@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.places import CBSD68, REPO, SET12  # noqa: E402
 from benchmarks.restoration_page import UNDONE, columns_of, render, source_of
 from benchmarks.restoration_tasks import (
+    BEHIND,
     CUT_OFF,
     DENOISE,
     HOLES,
@@ -51,11 +52,11 @@ from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.hybrids.averaged import averaged
 from dipddpm_jax.hybrids.pigdm import pigdm, weighted_variance
 from dipddpm_jax.hybrids.truncated_reverse import one_step, truncated_reverse
-from dipddpm_jax.inverse import referee, splitting
+from dipddpm_jax.inverse import plug_and_play, referee, splitting
 from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.cut_off import without_cut_off
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
-from dipddpm_jax.inverse.nonlocal_bayes import nonlocal_bayes, nonlocal_bayes_after
+from dipddpm_jax.inverse.nonlocal_bayes import nonlocal_bayes, nonlocal_bayes_after, remove_by_patches
 from dipddpm_jax.inverse.operators import mask_of
 
 RESULTS = REPO / "docs" / "results"
@@ -129,6 +130,31 @@ def guided_prior(chains: int = 4) -> Restore:
         return restorer_for(shape[-1])(measurement, key)
 
     return restore
+
+
+def plugged(*denoisers: Callable[[int], plug_and_play.Remove]) -> Callable[[], Restore]:
+    """The mean of what denoisers make of each turn of plug-and-play; they are made for so many channels."""
+    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
+        channels = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape[-1]
+        removes = [denoiser(channels) for denoiser in denoisers]
+        return plug_and_play.plug_and_play(
+            lambda *turn: sum(remove(*turn) for remove in removes) / len(removes))(measurement, key)
+
+    return lambda: restore
+
+
+def plugged_bm3d() -> Restore:
+    remove = plug_and_play.removed_by(bm3d_denoiser())
+    return plugged(lambda channels: remove)()
+
+
+def by_patches(channels: int) -> plug_and_play.Remove:
+    return remove_by_patches
+
+
+@functools.cache
+def by_photo_prior(channels: int) -> plug_and_play.Remove:
+    return plug_and_play.removed_by(one_step(restorers.photographs_prior(channels)))
 
 
 def begun(name: str) -> Restore:
@@ -222,6 +248,9 @@ ROWS: dict[str, Row] = {
                                              DENOISE[:3]),
     "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3]),
     "prior photos, guided": Row(guided_prior, INVERSE),
+    "BM3D, plug-and-play": Row(plugged_bm3d, BEHIND, draws=False),
+    "prior photos, plug-and-play": Row(plugged(by_photo_prior), BEHIND, draws=False),
+    "nonlocal Bayes and prior photos, plug-and-play": Row(plugged(by_patches, by_photo_prior), BEHIND, draws=False),
     "prior photos, guided, 32 chains": Row(functools.partial(guided_prior, 32), HOLES),
     "prior photos, guided, 96 chains": Row(functools.partial(guided_prior, 96), HOLES),
     "cross-fit, then prior photos": Row(lambda: refined(begun("cross-fit")), (*INVERSE, *DENOISE[:3]),

@@ -46,7 +46,8 @@ TASKS = {
 DENOISE = ("sigma-15", "sigma-25", "sigma-50", "poisson-30", "read-out")
 CUT_OFF = ("cut-25", "cut-50")
 HOLES = ("impulse-30", "inpaint-50", "inpaint-10")
-INVERSE = (*HOLES, "superres-4", "deblur-1.6")
+BEHIND = ("superres-4", "deblur-1.6")
+INVERSE = (*HOLES, *BEHIND)
 
 
 def measured(task: Task, clean: np.ndarray, place: int, seed: int, told: bool) -> Measurement:

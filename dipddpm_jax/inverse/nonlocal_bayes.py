@@ -19,26 +19,24 @@ from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.noises import Noise
 from dipddpm_jax.inverse.operators import filled, identity, mask_of
 from dipddpm_jax.inverse.patches import LEAST, Groups, nonlocal_bayes_pass
+from dipddpm_jax.inverse.plug_and_play import plug_and_play
 from dipddpm_jax.types import Image
 
 FIRST, SECOND, LATER = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # FIRST: more than there are numbers in a patch
 LAST = Groups(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
 FALLING = ((1e-3, 4), (3e-4, 2), (1e-4, 2), (3e-5, 2))
 """Where pixels are missing: the least variance that noise counts as having, white being 1, and for how many passes.
-This, TURNS, LEVELS and SHARE were chosen on three photographs."""
+Chosen on three photographs."""
 AFTER = FALLING[1:]  # after fits
-TURNS = 24  # behind an operator
-LEVELS = 50 / 255, 1 / 255  # standard deviation of the errors that are taken off a picture in the first and last turn
-SHARE = 0.3  # lambda
-EXACT = 0.5 / 255  # standard deviation, the least that a measurement behind an operator counts as having
 
 
 def nonlocal_bayes() -> Restore:
     """A restorer of Gaussian and Poisson noise: four passes, the first with the noisy picture for its own pilot. Of
     Gaussian noise or none, also where pixels are missing: up to ten, the first with holes filled from their rims; and
-    behind any other operator: TURNS (`_behind_operator`). The key is not used."""
+    behind any other operator, by `plug_and_play`. The key is not used."""
     denoise = stabilised(lambda measurement, key: Restoration(
         _alone(measurement.y, measurement.noise.variance(measurement.y))))
+    behind = plug_and_play(remove_by_patches)
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         y, operator, noise = measurement
@@ -46,7 +44,7 @@ def nonlocal_bayes() -> Restore:
             return denoise(measurement, key)
         known = _known(measurement)
         if known is None:
-            return Restoration(_behind_operator(measurement))
+            return behind(measurement, key)
         return Restoration(_in_holes(y, noise, known, jnp.asarray(filled(np.asarray(y), np.asarray(known))), FALLING))
 
     return restore
@@ -79,6 +77,11 @@ def refine_by_patches(measurement: Measurement, picture: Image, fits: int = 1) -
     return nonlocal_bayes_pass(y, variance_left(pilot, y, noise), pilot, LAST)
 
 
+def remove_by_patches(x: Image, level: float, before: Image) -> Image:
+    """A pass as one turn of `plug_and_play`, whose pilot is the picture of the turn before."""
+    return nonlocal_bayes_pass(x, jnp.full_like(x, level**2), before, LATER)
+
+
 def _known(measurement: Measurement) -> Image | None:
     """1 where a picture's own pixels were measured, 0 where they are missing; None behind another operator."""
     return mask_of(measurement.operator, jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
@@ -107,19 +110,3 @@ def _put_back(picture: Image, y: Image, noise: Noise, known: Image) -> Image:
     """The picture with its known pixels as they were measured, if they have no noise."""
     exact = jnp.max(noise.variance(picture)) <= LEAST
     return jnp.where((known > 0) & exact, y, picture)
-
-
-def _behind_operator(measurement: Measurement) -> Image:
-    """Plug-and-play by half-quadratic splitting (Zhang et al. 2021, IEEE TPAMI 44, section 4, with a denoiser that is
-    trained): turn by turn, of falling levels t,
-
-        x = argmin |A x - y|^2 / sigma^2 + lambda |x - z|^2 / t^2,    z = x without errors of standard deviation t,
-
-    z by a pass whose pilot is the z before. The noise counts as having its mean variance everywhere."""
-    y, operator, noise = measurement
-    variance = max(float(noise.variance(y).mean()), EXACT**2)
-    z = operator.solve(y, variance / LEVELS[0] ** 2)
-    for level in np.geomspace(LEVELS[0], max(LEVELS[1], variance**0.5), TURNS):
-        x = z + operator.solve(y - operator.forward(z), SHARE * variance / level**2)
-        z = nonlocal_bayes_pass(x, jnp.full_like(x, level**2), z, LATER)
-    return z

@@ -188,8 +188,10 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
     assert recommended(DipConfig(folds=3), ("folds",), many) == DipConfig(folds=3, nonlocal_bayes=True, **MUON_FIT)
     for pixels in (few, many):
         assert not recommended(DipConfig(), ("nonlocal_bayes",), pixels).nonlocal_bayes
-    for quiet in (dict(task="inpaint"), dict(impulse=0.3), dict(task="deblur", sigma=1.4), dict(impulse=0.1, folds=4)):
-        assert recommended(DipConfig(**quiet), tuple(quiet), few) == DipConfig(**quiet, **MUON_FIT)
+    for quiet in (dict(task="inpaint"), dict(impulse=0.3), dict(impulse=0.1, folds=4)):
+        assert recommended(DipConfig(**quiet), tuple(quiet), few) == DipConfig(**quiet, nonlocal_bayes=True, **MUON_FIT)
+    blurred = dict(task="deblur", sigma=1.4)
+    assert recommended(DipConfig(**blurred), tuple(blurred), few) == DipConfig(**blurred, **MUON_FIT)
     noisy = DipConfig(impulse=0.3, sigma=10.0)
     assert recommended(noisy, (), few) == noisy
     for same in (DipConfig(network="conv"), DipConfig(learning_rate=0.1)):
@@ -199,9 +201,9 @@ def test_cross_fitting_is_the_default_where_it_is_cheap_and_not_of_old_runs(tmp_
     del record["dip"]["folds"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert load_dip_config(tmp_path / "config.json")[0] == DipConfig()
-    for bad in (dict(nonlocal_bayes=True, task="inpaint"), dict(nonlocal_bayes=True, impulse=0.1)):
-        with pytest.raises(UserError, match="--nonlocal-bayes is for"):
-            dip_ranges.check_dip(DipConfig(**bad))
+    for task in ("superres", "deblur"):
+        with pytest.raises(UserError, match="--method nonlocal-bayes, without them"):
+            dip_ranges.check_dip(DipConfig(nonlocal_bayes=True, task=task))
     for bad in (dict(folds=2), dict(folds=3, stop="emv"), dict(folds=0)):
         with pytest.raises(UserError, match="--folds"):
             dip_ranges.check_dip(DipConfig(**bad))

@@ -17,16 +17,18 @@ from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.measurement import Measurement
 from dipddpm_jax.inverse.noises import Gaussian
 from dipddpm_jax.inverse.nonlocal_bayes import refine_by_patches
-from dipddpm_jax.inverse.operators import identity
+from dipddpm_jax.inverse.operators import identity, masked
 
 CLEAN = np.broadcast_to(np.linspace(0.2, 0.8, 32, dtype=np.float32)[None, :, None], (32, 32, 1))
 
 
-def ended(output, average, config=None, sigma=0.1, clean=None, white=255.0, step=9, stopped=False):
+def ended(output, average, config=None, sigma=0.1, clean=None, white=255.0, step=9, stopped=False,
+          known=None):
     """(config, given, Outcome) of a fit of CLEAN + noise that ended with these pictures."""
     config = DipConfig(network="conv", num_steps=10) if config is None else config
     noise = sigma * np.random.default_rng(0).normal(size=CLEAN.shape)
-    given = Measurements(("p",), (CLEAN + noise)[None].astype(np.float32), clean, None, np.float32([sigma]), (32, 32),
+    y = (CLEAN + noise).astype(np.float32) * (1 if known is None else known)
+    given = Measurements(("p",), y[None], clean, None if known is None else known[None], np.float32([sigma]), (32, 32),
                          whites=(white,))
     fit, batch = fits.make_fit(config, 1, (32, 32)), fits.make_fits(config, given)
     states = fits.start_fits(config, fit, batch)
@@ -205,3 +207,16 @@ def test_nonlocal_bayes_comes_after_the_fits_but_not_where_neighbours_share_nois
         np.testing.assert_allclose(left.restored[0, 0], wrong, atol=1e-5)
         assert any("nonlocal Bayes was left out" in line for line in outcome.warnings(config, shared, left, ""))
     assert not any("nonlocal" in line for line in outcome.warnings(settings[1], given, after, ""))
+
+
+def test_nonlocal_bayes_goes_on_where_pixels_are_missing():
+    """And gives back those that are known, which have no noise here."""
+    known = (np.random.default_rng(2).random((32, 32, 1)) < 0.5).astype(np.float32)
+    wrong = CLEAN + 0.02 * np.random.default_rng(1).normal(size=CLEAN.shape)
+    config = DipConfig(task="inpaint", network="conv", num_steps=10, nonlocal_bayes=True)
+    _, given, after = ended(wrong, wrong, config, sigma=0.0, known=known)
+    measurement = Measurement(jnp.asarray(given.measurements[0]), masked(jnp.asarray(known)), Gaussian(0.0))
+    wanted = refine_by_patches(measurement, jnp.asarray(wrong, jnp.float32))
+    np.testing.assert_allclose(after.restored[0, 0], wanted, atol=1e-5)
+    np.testing.assert_allclose(known * after.restored[0, 0], known * CLEAN, atol=1e-5)
+    assert np.mean((after.restored - CLEAN) ** 2) < 0.5 * np.mean((wrong - CLEAN) ** 2)
