@@ -25,7 +25,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.places import CBSD68, REPO, SET12  # noqa: E402
-from benchmarks.restoration_page import UNDONE, columns_of, render, source_of
+from benchmarks.restoration_page import BACK, PLUGGED, UNDONE, columns_of, render, source_of
 from benchmarks.restoration_tasks import (
     BEHIND,
     CUT_OFF,
@@ -230,7 +230,7 @@ ROWS: dict[str, Row] = {
         begins=("cross-fit",)),
     "DIP-TV, then nonlocal Bayes": Row(lambda: nonlocal_bayes_after(begun("DIP-TV")), (*DENOISE, *CUT_OFF, *HOLES),
                                        begins=("DIP-TV",)),
-    **{f"{name}, known pixels put back": Row(functools.partial(with_known, name), HOLES, begins=(name,))
+    **{f"{name}, {BACK}": Row(functools.partial(with_known, name), HOLES, begins=(name,))
        for name in ("cross-fit", "DIP-TV")},
     "prior photos, then nonlocal Bayes": Row(
         lambda: nonlocal_bayes_after(begun("prior photos, eight calls, turned"), 10), draws=False,
@@ -248,9 +248,9 @@ ROWS: dict[str, Row] = {
                                              DENOISE[:3]),
     "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3]),
     "prior photos, guided": Row(guided_prior, INVERSE),
-    "BM3D, plug-and-play": Row(plugged_bm3d, BEHIND, draws=False),
-    "prior photos, plug-and-play": Row(plugged(by_photo_prior), BEHIND, draws=False),
-    "nonlocal Bayes and prior photos, plug-and-play": Row(plugged(by_patches, by_photo_prior), BEHIND, draws=False),
+    f"BM3D, {PLUGGED}": Row(plugged_bm3d, BEHIND, draws=False),
+    f"prior photos, {PLUGGED}": Row(plugged(by_photo_prior), BEHIND, draws=False),
+    f"nonlocal Bayes and prior photos, {PLUGGED}": Row(plugged(by_patches, by_photo_prior), BEHIND, draws=False),
     "prior photos, guided, 32 chains": Row(functools.partial(guided_prior, 32), HOLES),
     "prior photos, guided, 96 chains": Row(functools.partial(guided_prior, 96), HOLES),
     "cross-fit, then prior photos": Row(lambda: refined(begun("cross-fit")), (*INVERSE, *DENOISE[:3]),

@@ -28,9 +28,17 @@ UNSEEN = ("superres-4", "deblur-1.6")  # tasks of which errors are those of A x,
 UNDONE = "cut-off undone"
 AFTER = "then nonlocal Bayes"
 BAYES = f"cross-fit, {AFTER}"
+BACK, PLUGGED = "known pixels put back", "plug-and-play"
 PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"), (BAYES, CONTROL),
          (f"prior photos, {AFTER}", "prior photos, eight calls, turned"), (BAYES, "prior photos, eight calls, turned"),
          (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"), (f"DIP-TV, {AFTER}", CONTROL),
+         ("nonlocal Bayes", "cross-fit"), ("nonlocal Bayes", f"cross-fit, {BACK}"), ("nonlocal Bayes", UNION),
+         ("nonlocal Bayes", "self-diffusion"), ("nonlocal Bayes", "biharmonic"), (f"cross-fit, {BACK}", "cross-fit"),
+         (f"DIP-TV, {AFTER}", f"DIP-TV, {BACK}"), ("nonlocal Bayes, then prior photos", "nonlocal Bayes"),
+         ("nonlocal Bayes", f"BM3D, {PLUGGED}"), ("nonlocal Bayes", "prior photos, guided"),
+         ("nonlocal Bayes", f"prior photos, {PLUGGED}"), (f"prior photos, {PLUGGED}", "prior photos, guided"),
+         (f"nonlocal Bayes and prior photos, {PLUGGED}", "nonlocal Bayes"),
+         (f"nonlocal Bayes and prior photos, {PLUGGED}", f"prior photos, {PLUGGED}"),
          ("self-diffusion", "DIP"), ("self-diffusion", "cross-fit"), (UNION, "cross-fit"),
          (UNION, "prior photos, guided"), (UNION, "prior photos, guided, 32 chains"),
          (UNION, "prior photos, guided, 96 chains"), (UNION, "cross-fit, 11 folds"),
@@ -45,7 +53,8 @@ PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"), 
            ("BM3D", "non-local means", "prior photos, eight calls, turned", "cross-fit", BAYES)))
 LOOKED_AT = {  # pictures that had been looked at before a method was fixed
     UNION: ("set12/01", "set12/02", "set12/03"), BAYES: ("set12/01", "set12/02", "set12/03", "set12/04"),
-    f"DIP-TV, {AFTER}": ("set12/01", "set12/02")}
+    f"DIP-TV, {AFTER}": ("set12/01", "set12/02"),
+    f"nonlocal Bayes and prior photos, {PLUGGED}": tuple(f"set12/0{i}" for i in range(1, 7))}
 SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
 
 
