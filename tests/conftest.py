@@ -53,12 +53,16 @@ def forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def fast_compilation():
-    """For runs of a few steps, which compile far longer than they compute; until the end of the module."""
+def _hardly_optimized():
+    """For runs of a few steps, which compile far longer than they compute."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+# Until the end of the module, or of one test where others of its module compute for long.
+fast_compilation = pytest.fixture(_hardly_optimized, scope="module")
+fast_compilation_of_one = pytest.fixture(_hardly_optimized)
 
 
 @pytest.fixture
