@@ -109,7 +109,7 @@ class Checkpoints:
                             f"{free / 1e6:.1f} MB are free; {self._complete()}")
         if step in self.manager.all_steps():
             return
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = {name: ocp.args.StandardSave(jax.tree.map(_one_copy, tree)) for name, tree in items.items()}
         metrics = {"loss": loss if loss is not None and np.isfinite(loss) else WORST, **({"spare": 1} if spare else {})}
         with self._writing():
             self.manager.save(step, args=ocp.args.Composite(**args, checksums=ocp.args.JsonSave(sums)), metrics=metrics)
@@ -158,6 +158,13 @@ class Checkpoints:
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _one_copy(leaf: Any) -> Any:
+    """What several devices of one process hold alike, as one of them holds it: Orbax would have each copy write a part
+    of the array, which a program compiled for each shape and device cuts."""
+    alike = isinstance(leaf, jax.Array) and not _is_key(leaf) and leaf.is_fully_replicated
+    return leaf.addressable_data(0) if alike and jax.process_count() == 1 else leaf
 
 
 def _checksum(tree: PyTree) -> int | None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Where the user keeps compiled programs, all of them: every module and process compiles the same thousand small ones.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -51,12 +53,16 @@ def forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def fast_compilation():
-    """For runs of a few steps, which compile far longer than they compute; until the end of the module."""
+def _hardly_optimized():
+    """For runs of a few steps, which compile far longer than they compute."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+# Until the end of the module, or of one test where others of its module compute for long.
+fast_compilation = pytest.fixture(_hardly_optimized, scope="module")
+fast_compilation_of_one = pytest.fixture(_hardly_optimized)
 
 
 @pytest.fixture

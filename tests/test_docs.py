@@ -60,7 +60,7 @@ def doors() -> list[str]:
     return re.findall(r"<!-- door \d -->\n```python\n(.*?)```", text, re.S)
 
 
-def test_the_doors_of_the_readme_open(tmp_path, monkeypatch):
+def test_the_doors_of_the_readme_open(tmp_path, monkeypatch, fast_compilation):
     """As they stand there, but for fewer and smaller steps."""
     from dipddpm_jax.config import presets
     from dipddpm_jax.config.diffusion import UNet

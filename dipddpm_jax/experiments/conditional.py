@@ -124,7 +124,7 @@ REPORT = Report(
            "What the report did not try (other weights of guidance, fewer steps, labels one by one, pairs never seen) "
            "is asked of a [better model](scenes.md).", RUNS, RUN_COLUMNS, measure_run, CLAIMS), LEARNED, DIGITS,
      conditional_printed.TABLE),
-    {"smoke": Size(8, 32, 4, 4, 1e-3, 1, 2, (8, 8, 2, 1e-3)), "quick": QUICK,
+    {"smoke": Size(8, 32, 4, 1, 1e-3, 1, 2, (8, 8, 2, 1e-3)), "quick": QUICK,
      "full": Size(128, 64, 128, 56_000, 1e-4, 19, 400, (128, 256, 4680, 1e-4), "mnist")},
     {"smoke": "a few steps.",
      "quick": f"pictures of {QUICK.side}x{QUICK.side}, width {QUICK.width}, {QUICK.steps} steps of {QUICK.batch} at "

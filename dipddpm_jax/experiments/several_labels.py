@@ -61,7 +61,7 @@ REPORT = Report(
     "[004](004.md) measures accuracy only, with its own network. With iCLEVR: `python train.py iclevr --data-dir DIR "
     "--keep-every 700`, then `python -m dipddpm_jax label-accuracy RUN --data-dir DIR --evaluator checkpoint.pth`.",
     TABLES,
-    {"smoke": Size(8, 4, 32, 4, 4, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
+    {"smoke": Size(8, 4, 32, 4, 2, 2), "quick": QUICK, "full": Size(128, 2, 64, 128, 60_000)},
     {"smoke": "a few steps.",
      "quick": f"pictures of {QUICK.side}x{QUICK.side}, width {QUICK.width}, patches of {QUICK.patch}, {QUICK.steps} "
      f"steps of {QUICK.batch}: over an hour.",

@@ -17,6 +17,8 @@ from dipddpm_jax.config import saved
 from dipddpm_jax.config.presets import PRESETS
 from dipddpm_jax.files import LOCK
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 TINY = ["--network.width", "8", "--network.multipliers", "1", "--network.attention-size", "0", "--batch-size", "8",
         "--image-size", "8", "--schedule.num-steps", "20", "--sampler.num-steps", "2", "--chunk", "2", "--steps", "4"]
 

@@ -55,7 +55,7 @@ def strict(name):
     raise AssertionError(f"{name} is not JSON")
 
 
-def test_a_clean_picture_is_degraded_restored_and_scored(clean, tmp_path, capsys):
+def test_a_clean_picture_is_degraded_restored_and_scored(clean, tmp_path, capsys, fast_compilation_of_one):
     run("--clean", clean, "--sigma", 25, "--seeds", 2, "--gif", "--workdir", tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= {"restored.png", "average.png", "measurement.png", "comparison.png", "uncertainty.png",
@@ -134,7 +134,7 @@ def test_no_error_is_estimated_of_a_picture_that_was_not_measured_itself(clean, 
     assert shown and "estimated" not in "".join(shown)
 
 
-def test_a_picture_is_cross_fitted(clean, tmp_path, capsys):
+def test_a_picture_is_cross_fitted(clean, tmp_path, capsys, fast_compilation_of_one):
     run("--clean", clean, "--folds", 3, "--seeds", 2, "--workdir", tmp_path / "out")
     result = scores_of(tmp_path / "out")[0]
     assert len(result["step"]) == 6 and (tmp_path / "out" / "uncertainty.png").exists()
@@ -263,7 +263,7 @@ def test_tiles_cover_a_picture_and_join_to_it():
         assert all(value % multiple == 0 for box in boxes for value in box)
 
 
-def test_a_large_picture_is_fitted_in_tiles(tmp_path):
+def test_a_large_picture_is_fitted_in_tiles(tmp_path, fast_compilation_of_one):
     Image.fromarray(a_picture(132, 130)).save(tmp_path / "large.png")
     config = DipConfig(clean=tmp_path / "large.png", network="conv", num_steps=4, tile=128, task="superres", factor=2)
     job = dip.DipJob(config, DipRun(chunk=2), measurements.load_measurements(config), tmp_path)

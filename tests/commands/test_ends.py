@@ -85,7 +85,15 @@ with deferred() as signals:
     assert status == 130 and errors == "interrupted twice: ended at once, without saving"
 
 
-def test_in_a_library_the_second_ctrl_c_is_an_exception():
+@pytest.fixture
+def python_s_own_handler():
+    """A process that was started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_in_a_library_the_second_ctrl_c_is_an_exception(python_s_own_handler):
     with pytest.raises(KeyboardInterrupt), deferred() as signals:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)

@@ -18,6 +18,8 @@ from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.config.saved import save
 from dipddpm_jax.diffusion import samplers
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CONFIG = TrainConfig(UNet(width=8, multipliers=(1,), attention_size=0), ScheduleConfig(num_steps=20),
                      sampler=SamplerConfig(num_steps=2), image_size=8, batch_size=8)
 

@@ -11,6 +11,8 @@ from dipddpm_jax.config.diffusion import OptimizerConfig, RunOptions, ScheduleCo
 from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 TINY = TrainConfig(UNet(width=8, multipliers=(1,), attention_size=0), ScheduleConfig(num_steps=20),
                    OptimizerConfig(decay="constant"), SamplerConfig(num_steps=2), batch_size=4, image_size=8)
 PICTURES = np.random.default_rng(0).random((10, 8, 8)).astype(np.float32)

@@ -117,7 +117,7 @@ TINY = TrainConfig(UNet(width=8, multipliers=(1,), attention_size=0), ScheduleCo
                    OptimizerConfig(decay="constant"), SamplerConfig(num_steps=2), batch_size=4, image_size=8, steps=2)
 
 
-def test_training_goes_on_from_a_run(tmp_path):
+def test_training_goes_on_from_a_run(tmp_path, fast_compilation_of_one):
     """A rate of almost 0 leaves the weights, and their average, as the first run's average was."""
     pictures = np.random.default_rng(0).random((10, 8, 8)).astype(np.float32)
     run = RunOptions(sample_every=0, devices=1)

@@ -23,6 +23,8 @@ from dipddpm_jax.config.sampler import SamplerConfig
 from dipddpm_jax.diffusion.training import Metrics
 from dipddpm_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 TINY = TrainConfig(UNet(width=8, multipliers=(1,), attention_size=0), ScheduleConfig(num_steps=20),
                    OptimizerConfig(decay="constant"), SamplerConfig(num_steps=2), batch_size=8, steps=8, image_size=8)
 RUN = RunOptions(chunk=4, save_every=4, sample_every=4, devices=1)
@@ -78,7 +80,7 @@ def test_a_run_of_an_array_goes_on_with_the_same_array_only(array_run, tmp_path)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-def test_a_run_of_eight_devices_goes_on_with_one_two_four_or_eight(tmp_path, fast_compilation):
+def test_a_run_of_eight_devices_goes_on_with_one_two_four_or_eight(tmp_path):
     """What is read is equal bit by bit; so is the end on as many devices, and on others up to the order of sums."""
     given = array_training_data(replace(TINY, data="array", image_size=None), PICTURES, np.arange(10) % 2,
                                 ("even", "odd"))

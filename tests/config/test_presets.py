@@ -18,8 +18,10 @@ SMALL = {
     "small-unet": ["--data", "mnist5k", "--network.widths", "4", "4", "4"],
     "residual-denoiser": ["--data", "photo_crops", "--network.num-blocks", "2"],
     "context-unet": ["--network.width", "8"],
-    "scenes": ["--network.width", "8", "--optimizer.warmup-steps", "0"],  # its pixels are scaled to a tenth
-    "iclevr": ["--network.width", "8", "--data", "scenes"],
+    "scenes": ["--network.width", "8", "--network.multipliers", "1", "--network.patch-size", "4",  # where pixels attend
+               "--optimizer.warmup-steps", "0"],  # its pixels are scaled to a tenth
+    "iclevr": ["--network.width", "8", "--network.multipliers", "1", "--network.attention-size", "16", "--data",
+               "scenes"],
     "teapearce": ["--data", "mnist5k", "--network.width", "8"],
 }
 
