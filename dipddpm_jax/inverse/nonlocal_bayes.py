@@ -24,6 +24,7 @@ from dipddpm_jax.types import Image
 
 FIRST, SECOND, LATER = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # FIRST: more than there are numbers in a patch
 LAST = Groups(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
+HOLES = Groups(40, 3)  # where pixels are missing, and passes take longest
 FALLING = ((1e-3, 4), (3e-4, 2), (1e-4, 2), (3e-5, 2))
 """Where pixels are missing: the least variance that noise counts as having, white being 1, and for how many passes.
 Chosen on three photographs."""
@@ -100,7 +101,7 @@ def _in_holes(
     for level, passes in falling:
         for _ in range(passes):
             variance = jnp.maximum(noise.variance(pilot), level)
-            pilot = _put_back(nonlocal_bayes_pass(y, variance, pilot, LATER, known), y, noise, known)
+            pilot = _put_back(nonlocal_bayes_pass(y, variance, pilot, HOLES, known), y, noise, known)
         if level <= float(noise.variance(pilot).mean()):  # from here on nothing would fall
             break
     return pilot
