@@ -25,7 +25,7 @@ from dipddpm_jax.types import Image
 FIRST, SECOND, LATER = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # FIRST: more than there are numbers in a patch
 LAST = Groups(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
 HOLES = Groups(40, 3)  # where pixels are missing, and passes take longest
-FALLING = ((1e-3, 4), (3e-4, 2), (1e-4, 2), (3e-5, 2))
+FALLING = ((1e-3, 4), (3e-4, 4), (1e-4, 4), (3e-5, 4))
 """Where pixels are missing: the least variance that noise counts as having, white being 1, and for how many passes.
 Chosen on three photographs."""
 AFTER = FALLING[1:]  # after fits
@@ -33,7 +33,7 @@ AFTER = FALLING[1:]  # after fits
 
 def nonlocal_bayes() -> Restore:
     """A restorer of Gaussian and Poisson noise: four passes, the first with the noisy picture for its own pilot. Of
-    Gaussian noise or none, also where pixels are missing: up to ten, the first with holes filled from their rims; and
+    Gaussian noise or none, also where pixels are missing: up to 16, the first with holes filled from their rims; and
     behind any other operator, by `plug_and_play`. The key is not used."""
     denoise = stabilised(lambda measurement, key: Restoration(
         _alone(measurement.y, measurement.noise.variance(measurement.y))))
