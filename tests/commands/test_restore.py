@@ -239,7 +239,7 @@ def test_auto_averages_what_the_picture_itself_recommends(monkeypatch):
     def blurred(measurement, key):
         return Restoration(jnp.asarray(gaussian_filter(np.asarray(measurement.y), (2, 2, 0))))
 
-    known = {"cross-fit": lambda channels: blurred, "self-diffusion": lambda channels: blurred}
+    known = {name: lambda channels: blurred for name in ("cross-fit", "nonlocal-bayes")}
     monkeypatch.setattr(restorers, "RESTORERS", known | {"nothing": lambda channels: lambda m, key: Restoration(m.y)})
     monkeypatch.setattr(restorers, "DENOISERS", ("cross-fit", "nothing"))
     monkeypatch.setattr(restorers, "FILLERS", restorers.UNTRAINED_FILLERS)
