@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from dipddpm_jax import devices, plots
 from dipddpm_jax.commands.beside import means_beside
 from dipddpm_jax.commands.measurements import Measurements
-from dipddpm_jax.commands.outcome import Outcome, decibels
+from dipddpm_jax.commands.outcome import Outcome, decibels, goes_on_by_patches
 from dipddpm_jax.config.dip import AS_IT_IS, DipConfig
 from dipddpm_jax.data.arrays import write_restored
 from dipddpm_jax.data.pictures import read_picture, to_bytes, write_picture
@@ -49,7 +49,8 @@ def write_pictures(workdir: Path, config: DipConfig, given: Measurements, result
         row: dict[str, Any] = {
             "picture": name, "restored_is": chosen, "step": result.steps[i].tolist(),
             "stopped": result.stopped[i].tolist(), "sigma": 255 * float(given.sigma[i]),
-            "estimated_psnr": decibels(float(result.error[i])) if config.task in AS_IT_IS else None}
+            "estimated_psnr": decibels(float(result.error[i])) if config.task in AS_IT_IS else None,
+            "estimated_of": "fits before nonlocal Bayes" if goes_on_by_patches(config, given) else "restored"}
         if config.task == "denoise" and not config.peak and given.known is None and given.sigma[i] > 0:
             simple = means_beside(given.measurements[i], float(given.sigma[i]))
             row["non_local_means"] = {"estimated_psnr": decibels(simple.error)}
@@ -107,7 +108,8 @@ def animate(workdir: Path) -> None:
 
 def _estimates(row: dict[str, Any]) -> list[str]:
     """A line on what is known without the clean picture, beside non-local means."""
-    known = {"restored": row["estimated_psnr"], "non-local means": row.get("non_local_means", {}).get("estimated_psnr")}
+    known = {row["estimated_of"]: row["estimated_psnr"],
+             "non-local means": row.get("non_local_means", {}).get("estimated_psnr")}
     parts = [f"{name} {value:.2f} dB" for name, value in known.items() if value is not None]
     text = f"  estimated without the clean picture: {', '.join(parts)}" if parts else ""
     if "psnr" in row.get("non_local_means", {}):

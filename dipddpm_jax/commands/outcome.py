@@ -54,7 +54,7 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
         error = _cross_fit_errors(config, given, fit, fits, [kept["average" if average else "output"][rows] for average,
                                   rows in zip(averages, np.split(np.arange(len(kept["output"])), fits.pictures))])
     restored, other = (np.where(pick, whole[a], whole[b]) for a, b in (("average", "output"), ("output", "average")))
-    if config.nonlocal_bayes and not _shares_noise(config, given):
+    if goes_on_by_patches(config, given):
         restored = _after_patches(config, given, restored)
     restored, other = (_made_black_again(config, given, rows) for rows in (restored, other))
     if config.blend:
@@ -64,6 +64,11 @@ def outcome(config: DipConfig, given: Measurements, fit: Dip, fits: Fits, states
     return Outcome(restored, other, chosen, error,
                    np.asarray(states.kept.step).reshape(shape) + 1, np.asarray(states.stopped).reshape(shape),
                    _stuck(fit, fits, kept["output"]).reshape(shape))
+
+
+def goes_on_by_patches(config: DipConfig, given: Measurements) -> bool:
+    """Whether nonlocal Bayes comes after the fits."""
+    return config.nonlocal_bayes and not _shares_noise(config, given)
 
 
 def _shares_noise(config: DipConfig, given: Measurements) -> bool:

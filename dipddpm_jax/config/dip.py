@@ -89,7 +89,7 @@ class DipConfig:
     64x64 pixels in all, it is the default: --folds 10 --network skip-small --variant tv --num-steps 1500 --patience
     300 --nonlocal-bayes, but for those of them that are given. For larger pictures, and where there is hardly any noise
     (to inpaint or deblur, or with --impulse), it is one fit: --network skip-tapered --optimizer muon --variant tv
-    --patience 300 and, unless to deblur, --nonlocal-bayes, unless another network or optimizer is given."""
+    --patience 300 and, to denoise or inpaint, --nonlocal-bayes, unless another network or optimizer is given."""
     nonlocal_bayes: bool = False
     """To denoise or inpaint: passes of nonlocal Bayes after the fits. Patches of what they restored that look alike say
     which patches are likely, and by that those that were measured are restored once more: some ten core seconds for

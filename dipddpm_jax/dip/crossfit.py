@@ -228,7 +228,7 @@ def remembered(fits: Callable[[int], Dip] | None) -> Callable[[Measurement, Floa
 
     def fit_for(measurement, known):
         shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
-        masks = shape == known.shape and mask_of(measurement.operator, shape) is not None
+        masks = mask_of(measurement.operator, shape) is not None
         # DipProblem.known does what a mask does, and one program serves all masks.
         observe = identity.forward if masks else measurement.operator.forward
         noise = measurement.noise

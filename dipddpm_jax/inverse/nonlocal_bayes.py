@@ -16,7 +16,6 @@ from dipddpm_jax.errors import UserError
 from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.cut_off import variance_left
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
-from dipddpm_jax.inverse.noises import Noise
 from dipddpm_jax.inverse.operators import filled, identity, mask_of
 from dipddpm_jax.inverse.patches import LEAST, Groups, nonlocal_bayes_pass
 from dipddpm_jax.inverse.plug_and_play import plug_and_play
@@ -40,27 +39,31 @@ def nonlocal_bayes() -> Restore:
     behind = plug_and_play(remove_by_patches)
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        y, operator, noise = measurement
-        if operator == identity:
-            return denoise(measurement, key)
-        known = _known(measurement)
+        y, known = measurement.y, _known(measurement)
         if known is None:
             return behind(measurement, key)
-        return Restoration(_in_holes(y, noise, known, jnp.asarray(filled(np.asarray(y), np.asarray(known))), FALLING))
+        if bool(known.all()):
+            return denoise(measurement._replace(operator=identity), key)
+        pilot = jnp.asarray(filled(np.asarray(y), np.asarray(known)))
+        return Restoration(_in_holes(measurement, known, pilot, FALLING))
 
     return restore
 
 
 def nonlocal_bayes_after(estimate: Restore, fits: int = 1) -> Restore:
-    """A restorer that goes on from an estimate, the mean of so many `fits` (`refine_by_patches`); `evidence` stays that
-    of the estimate, whose error is the larger one. Raises UserError unless the picture's own pixels were measured, all
+    """A restorer that goes on from an estimate, the mean of so many `fits` (`refine_by_patches`). To denoise, `evidence`
+    says the error of the estimate, which is a little larger; where pixels are missing it is far larger, and none is
+    said. Raises UserError unless the picture's own pixels were measured, all
     or some."""
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        if _known(measurement) is None:
+        known = _known(measurement)
+        if known is None:
             raise UserError("nonlocal Bayes goes on from estimates of pictures whose own pixels were measured, all or "
                             "some; with another operator it stands alone")
         found = estimate(measurement, key)
-        return found._replace(picture=refine_by_patches(measurement, found.picture, fits), samples=None)
+        evidence = found.evidence if bool(known.all()) else found.evidence._replace(error=None)
+        picture = refine_by_patches(measurement, found.picture, fits)
+        return found._replace(picture=picture, evidence=evidence, samples=None)
 
     return restore
 
@@ -69,10 +72,9 @@ def refine_by_patches(measurement: Measurement, picture: Image, fits: int = 1) -
     """What passes make of a restored picture that is the mean of so many `fits`. To denoise, one pass, its pilot the
     mean of these and of nonlocal Bayes alone, which counts as one fit more. Where pixels are missing, the last passes
     of nonlocal Bayes alone, the picture their first pilot. The noise must be independent from pixel to pixel."""
-    y, operator, noise = measurement
-    if operator != identity:
-        known = _known(measurement)
-        return _in_holes(y, noise, known, _put_back(picture, y, noise, known), AFTER)
+    y, noise, known = measurement.y, measurement.noise, _known(measurement)
+    if not bool(known.all()):
+        return _in_holes(measurement, known, _put_back(picture, measurement, known), AFTER)
     alone = nonlocal_bayes()(measurement, jax.random.key(0)).picture
     pilot = (fits * picture + alone) / (fits + 1)
     return nonlocal_bayes_pass(y, variance_left(pilot, y, noise), pilot, LAST)
@@ -96,18 +98,20 @@ def _alone(y: Image, variance: Image) -> Image:
 
 
 def _in_holes(
-    y: Image, noise: Noise, known: Image, pilot: Image, falling: Sequence[tuple[float, int]]
+    measurement: Measurement, known: Image, pilot: Image, falling: Sequence[tuple[float, int]]
 ) -> Image:
+    """Passes with the picture of the one before for their pilot, until what noise counts as having falls no more."""
+    y, noise = measurement.y, measurement.noise
     for level, passes in falling:
         for _ in range(passes):
             variance = jnp.maximum(noise.variance(pilot), level)
-            pilot = _put_back(nonlocal_bayes_pass(y, variance, pilot, HOLES, known), y, noise, known)
-        if level <= float(noise.variance(pilot).mean()):  # from here on nothing would fall
+            pilot = _put_back(nonlocal_bayes_pass(y, variance, pilot, HOLES, known), measurement, known)
+        if level <= float(noise.variance(pilot).mean()):
             break
     return pilot
 
 
-def _put_back(picture: Image, y: Image, noise: Noise, known: Image) -> Image:
+def _put_back(picture: Image, measurement: Measurement, known: Image) -> Image:
     """The picture with its known pixels as they were measured, if they have no noise."""
-    exact = jnp.max(noise.variance(picture)) <= LEAST
-    return jnp.where((known > 0) & exact, y, picture)
+    exact = jnp.max(measurement.noise.variance(picture)) <= LEAST
+    return jnp.where((known > 0) & exact, measurement.y, picture)

@@ -20,9 +20,9 @@ from dipddpm_jax.inverse.operators import identity
 from dipddpm_jax.types import Image
 
 TURNS = 24
-FIRST, LAST = 50 / 255, 1 / 255  # standard deviations t, the last unless the noise's is larger
+COARSE, FINE = 50 / 255, 1 / 255  # t of the first turn and of the last, unless the noise's is larger
 SHARE = 0.3  # lambda; this and the above were chosen on three photographs, for patches (`inverse.nonlocal_bayes`)
-EXACT = 0.5 / 255  # standard deviation, the least that a measurement counts as having
+LEAST_SIGMA = 0.5 / 255  # of the noise, which counts as no less
 
 Remove = Callable[[Image, float, Image], Image]
 """(x, t, z of the turn before) -> z."""
@@ -33,9 +33,9 @@ def plug_and_play(remove: Remove) -> Restore:
     key is not used."""
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         y, operator, noise = measurement
-        variance = max(float(jnp.mean(noise.variance(y))), EXACT**2)
-        z = operator.solve(y, variance / FIRST**2)
-        for level in np.geomspace(FIRST, max(LAST, variance**0.5), TURNS):
+        variance = max(float(jnp.mean(noise.variance(y))), LEAST_SIGMA**2)
+        z = operator.solve(y, variance / COARSE**2)
+        for level in np.geomspace(COARSE, max(FINE, variance**0.5), TURNS):
             x = z + operator.solve(y - operator.forward(z), SHARE * variance / level**2)
             z = remove(x, float(level), z)
         return Restoration(z)

@@ -139,7 +139,7 @@ def test_a_picture_is_cross_fitted(clean, tmp_path, capsys, fast_compilation_of_
     result = scores_of(tmp_path / "out")[0]
     assert len(result["step"]) == 6 and (tmp_path / "out" / "uncertainty.png").exists()
     said = capsys.readouterr().out
-    assert f"restored {result['estimated_psnr']:.2f} dB" in said and "to non-local means" in said
+    assert f"{result['estimated_of']} {result['estimated_psnr']:.2f} dB" in said and "to non-local means" in said
     # An estimate by Stein's formula knows the energy of the noise on 256 pixels to sqrt(2 / 256) of sigma^2.
     estimated, true = (10 ** (-result["non_local_means"][name] / 10) for name in ("estimated_psnr", "psnr"))
     assert abs(estimated - true) < 4 * (25 / 255) ** 2 * np.sqrt(2 / 256)

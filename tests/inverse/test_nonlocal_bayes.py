@@ -116,9 +116,9 @@ def test_small_pictures_many_channels_and_odd_noise_do_no_harm(side, channels, s
         np.testing.assert_allclose(found, given.y, atol=0.02)
 
 
-def holes(noise, channels=1, share=0.5, shape=(32, 32, 1)):
-    known = jax.random.bernoulli(jax.random.key(3), share, shape).astype(jnp.float32)
-    y = noise.draw(KEY, scene(32, channels))
+def holes(noise):
+    known = jax.random.bernoulli(jax.random.key(3), 0.5, (32, 32, 1)).astype(jnp.float32)
+    y = noise.draw(KEY, scene())
     return Measurement(known * y, operators.masked(known), noise), known
 
 
@@ -137,7 +137,6 @@ def test_holes_are_filled_far_better_than_from_their_rims(noise, gain):
 
 def test_colours_of_a_mosaic_are_filled_one_by_one():
     """Of each pixel one colour is known, as behind a camera's filter."""
-    given, known = holes(Gaussian(0.0), 3, shape=(32, 32, 3))
     bayer = np.zeros((32, 32, 3), np.float32)
     bayer[::2, ::2, 0] = bayer[::2, 1::2, 1] = bayer[1::2, ::2, 1] = bayer[1::2, 1::2, 2] = 1
     given = Measurement(scene(32, 3) * bayer, operators.masked(jnp.asarray(bayer)), Gaussian(0.0))
@@ -152,7 +151,7 @@ def test_an_estimate_of_what_is_missing_is_gone_on_from():
     found = nlb.nonlocal_bayes_after(lambda measurement, key: estimate, fits=10)(given, KEY)
     put_back = known * given.y + (1 - known) * smooth
     assert error(found.picture, scene()) < 0.8 * error(put_back, scene())
-    assert found.evidence == estimate.evidence
+    assert found.evidence == Cost(steps=7)  # the error was that of the estimate
 
 
 @pytest.mark.parametrize("operator, sigma, gain", [(operators.blur(32, 32, 1.6), 0.01, 0.4),
