@@ -51,10 +51,9 @@ def nonlocal_bayes() -> Restore:
 
 
 def nonlocal_bayes_after(estimate: Restore, fits: int = 1) -> Restore:
-    """A restorer that goes on from an estimate, the mean of so many `fits` (`refine_by_patches`). To denoise, `evidence`
-    says the error of the estimate, which is a little larger; where pixels are missing it is far larger, and none is
-    said. Raises UserError unless the picture's own pixels were measured, all
-    or some."""
+    """A restorer that goes on from an estimate, the mean of so many `fits` (`refine_by_patches`). To denoise,
+    `evidence` says the error of the estimate, which is a little larger; where pixels are missing it is far larger,
+    and none is said. Raises UserError unless the picture's own pixels were measured, all or some."""
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
         known = _known(measurement)
         if known is None:
