@@ -34,6 +34,8 @@ PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"), 
          (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"), (f"DIP-TV, {AFTER}", CONTROL),
          ("nonlocal Bayes", "cross-fit"), ("nonlocal Bayes", f"cross-fit, {BACK}"), ("nonlocal Bayes", UNION),
          ("nonlocal Bayes", "self-diffusion"), ("nonlocal Bayes", "biharmonic"), (f"cross-fit, {BACK}", "cross-fit"),
+         ("nonlocal Bayes", f"self-diffusion, {BACK}"), (f"self-diffusion, {BACK}", f"DIP, {BACK}"),
+         (f"DIP-TV, {BACK}", "DIP-TV"),
          (f"DIP-TV, {AFTER}", f"DIP-TV, {BACK}"), ("nonlocal Bayes, then prior photos", "nonlocal Bayes"),
          ("nonlocal Bayes", f"BM3D, {PLUGGED}"), ("nonlocal Bayes", "prior photos, guided"),
          ("nonlocal Bayes", f"prior photos, {PLUGGED}"), (f"prior photos, {PLUGGED}", "prior photos, guided"),
@@ -55,6 +57,11 @@ LOOKED_AT = {  # pictures that had been looked at before a method was fixed
     UNION: ("set12/01", "set12/02", "set12/03"), BAYES: ("set12/01", "set12/02", "set12/03", "set12/04"),
     f"DIP-TV, {AFTER}": ("set12/01", "set12/02"),
     f"nonlocal Bayes and prior photos, {PLUGGED}": tuple(f"set12/0{i}" for i in range(1, 7))}
+KINDS = {  # of pictures on sheets
+    "restoration_colour.png": "Pictures in colour at sigma 25",
+    "restoration_impulses.png": "Grey pictures with salt-and-pepper noise",
+    "restoration_holes.png": "Grey pictures of which half of the pixels are known",
+    "restoration_blur.png": "Grey pictures, blurred"}
 SOURCES = {"set12": "", "cbsd68": "Colour: "}  # before the titles
 
 
@@ -91,14 +98,14 @@ def table(lines: list[dict], control: str = CONTROL) -> list[str]:
     """The rows of one task, the best mean first; a row with fewer pictures than others says so."""
     means = {row: by_picture(lines, row) for row in dict.fromkeys(line["row"] for line in lines)}
     most = max(map(len, means.values()))
-    against = means.get(control) or means["nothing"]
+    against = means.get(control) or means.get("nothing", {})
     text = [f"| method | PSNR | SSIM | less {control if control in means else 'nothing'}, 95 % interval | "
             "estimated less true PSNR, median, size | pictures x seeds | core seconds |",
             "|---|---|---|---|---|---|---|"]
     for row in sorted(means, key=lambda row: -np.mean(list(means[row].values()))):
         mine = [line for line in lines if line["row"] == row]
         shared = [picture for picture in means[row] if picture in against]
-        less = signed([means[row][p] - against[p] for p in shared])
+        less = signed([means[row][p] - against[p] for p in shared]) if shared else ""
         guess = [-10 * np.log10(max(line["error"], 1e-9)) - line["psnr"] for line in mine
                  if line["error"] is not None and line["task"] not in UNSEEN]
         estimate = f"{np.median(guess):+.2f}, {np.median(np.abs(guess)):.2f}" if guess else ""
@@ -199,8 +206,6 @@ def render(lines: list[dict], columns: dict[str, list[str]], before: str) -> str
             found = [sentence for row in REFEREES for sentence in regret(mine, row)]
             text += [*found, ""] if found else []
     for name, shown in columns.items():
-        kind = ("Pictures in colour at sigma 25" if "colour" in name else
-                "Grey pictures with salt-and-pepper noise" if "impulses" in name else "Grey pictures at sigma 25")
-        text += [f"## {kind}", "",
+        text += [f"## {KINDS.get(name, 'Grey pictures at sigma 25')}", "",
                  "Columns: " + "; ".join(shown) + ".", "", f"![All methods, a picture to a row]({name})", ""]
     return "\n".join(text)

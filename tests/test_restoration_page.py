@@ -68,3 +68,8 @@ def test_pairs_are_of_the_pictures_that_both_have_and_fresh_ones_stand_beside():
 def test_sheets_whose_pictures_were_not_kept_stay_on_the_page():
     sheets = {"restoration.png": ["clean", "BM3D, told", "DIP"], "restoration_colour.png": ["clean", "DIP"]}
     assert columns_of(render(list(lines()), sheets, "")) == sheets and columns_of("") == {}
+
+
+def test_a_table_without_its_controls_has_no_differences():
+    page = render([{**line, "row": "DIP"} for line in lines()], {}, "")
+    assert "| DIP | 30.00 | 0.900 |  | " in page
