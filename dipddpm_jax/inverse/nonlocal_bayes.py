@@ -17,11 +17,11 @@ from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.cut_off import variance_left
 from dipddpm_jax.inverse.measurement import Measurement, Restoration, Restore
 from dipddpm_jax.inverse.operators import filled, identity, mask_of
-from dipddpm_jax.inverse.patches import LEAST, Groups, nonlocal_bayes_pass
+from dipddpm_jax.inverse.patches import LEAST, Groups, Mask, nonlocal_bayes_pass
 from dipddpm_jax.inverse.plug_and_play import plug_and_play
 from dipddpm_jax.types import Image
 
-FIRST, SECOND, LATER = Groups(90, 3), Groups(60, 3), Groups(40, 2)  # FIRST: more than there are numbers in a patch
+FIRST, SECOND, LATER = Groups(90, 3), Groups(60, 3), Groups(40, 3)  # FIRST: more than there are numbers in a patch
 LAST = Groups(20, 2)  # with a pilot of fitted networks: chosen on three photographs, cross-fitted
 HOLES = Groups(40, 3)  # where pixels are missing, and passes take longest
 FALLING = ((1e-3, 4), (3e-4, 4), (1e-4, 4), (3e-5, 4))
@@ -84,9 +84,11 @@ def remove_by_patches(x: Image, level: float, before: Image) -> Image:
     return nonlocal_bayes_pass(x, jnp.full_like(x, level**2), before, LATER)
 
 
-def _known(measurement: Measurement) -> Image | None:
-    """1 where a picture's own pixels were measured, 0 where they are missing; None behind another operator."""
-    return mask_of(measurement.operator, jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
+def _known(measurement: Measurement) -> Mask | None:
+    """1 where a picture's own pixels were measured, 0 where they are missing, in one channel if all miss the same; None
+    behind another operator."""
+    known = mask_of(measurement.operator, jax.eval_shape(measurement.operator.adjoint, measurement.y).shape)
+    return known if known is None or bool((known != known[..., :1]).any()) else known[..., :1]
 
 
 def _alone(y: Image, variance: Image) -> Image:
@@ -97,7 +99,7 @@ def _alone(y: Image, variance: Image) -> Image:
 
 
 def _in_holes(
-    measurement: Measurement, known: Image, pilot: Image, falling: Sequence[tuple[float, int]]
+    measurement: Measurement, known: Mask, pilot: Image, falling: Sequence[tuple[float, int]]
 ) -> Image:
     """Passes with the picture of the one before for their pilot, until what noise counts as having falls no more."""
     y, noise = measurement.y, measurement.noise
@@ -110,7 +112,7 @@ def _in_holes(
     return pilot
 
 
-def _put_back(picture: Image, measurement: Measurement, known: Image) -> Image:
+def _put_back(picture: Image, measurement: Measurement, known: Mask) -> Image:
     """The picture with its known pixels as they were measured, if they have no noise."""
     exact = jnp.max(measurement.noise.variance(picture)) <= LEAST
     return jnp.where((known > 0) & exact, measurement.y, picture)

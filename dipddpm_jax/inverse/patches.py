@@ -8,12 +8,16 @@ their mean m and covariance C. A noisy patch y with independent noise of varianc
 
 and each pixel is the mean over all patches that hold it. A pixel that was not measured has noise without end: V^-1 is 0
 there, and the equation inpaints (as with the mixtures of Yu, Sapiro and Mallat 2012, IEEE Trans. Image Processing 21).
+
+Of colours, small patches of all channels together know how these go with each other, larger ones of one channel at a
+time more of what repeats: the mean of both is taken.
 """
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.fft import dct, idct
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
 
@@ -24,8 +28,9 @@ SIDE = 7  # of a patch, in pixels; of more channels than one, patches are smalle
 LARGEST = SIDE**2  # numbers in a patch
 REACH = 15  # how far patches are looked for, in pixels
 BLUR = 1.0  # pixels, standard deviation, of a noisy picture before it is searched
-FLAT = 1.1  # groups of patches whose variance is at most so many times the noise's are taken to be of one grey
 LEAST = 1e-6  # variance of noise, white being 1, below which it counts as that
+
+Mask = Float[Array, "h w _"]
 
 
 class Groups(NamedTuple):
@@ -37,13 +42,31 @@ class Groups(NamedTuple):
 
 @partial(jax.jit, static_argnums=3)
 def nonlocal_bayes_pass(
-    y: Image, variance: Image, pilot: Image | None, groups: Groups, known: Image | None = None
+    y: Image, variance: Image, pilot: Image | None, groups: Groups, known: Mask | None = None
 ) -> Image:
     """Every patch of y restored by those that are most like it in the `pilot`, and of it. Without a pilot they are
     found in y, blurred a little, and their covariance is that in y less the noise's. Of the variances in a group the
-    mean counts, unless pixels are missing (0 in `known`)."""
-    height, width, channels = y.shape
+    mean counts, unless pixels are missing (0 in `known`, which has one channel where all miss the same)."""
+    channels = y.shape[-1]
     side = max(1, min(SIDE, int((LARGEST / channels) ** 0.5)))
+    together = _restored(y, variance, pilot, groups, side, known)
+    if channels == 1 or (known is not None and known.shape[-1] > 1):
+        return together
+    # The cosine transform of three channels gives their mean and two opponent colours; white noise stays white.
+    turn = partial(dct, norm="ortho")
+    variances = variance @ jnp.square(turn(jnp.eye(channels, dtype=y.dtype)))
+    wide = Groups(groups.count, 2 * groups.stride)
+    apart = _restored(
+        turn(y), variances, None if pilot is None else turn(pilot), wide, SIDE, known, each_channel=True)
+    return (together + idct(apart, norm="ortho")) / 2
+
+
+def _restored(
+    y: Image, variance: Image, pilot: Image | None, groups: Groups, side: int, known: Mask | None = None,
+    each_channel: bool = False,
+) -> Image:
+    """Groups are found by all channels; with `each_channel` the equation is that of each by itself."""
+    height, width, channels = y.shape
     sides = min(side, height), min(side, width)
     stride = min(groups.stride, *sides)
     rows, columns = (_places(length - side, stride) for length, side in zip((height, width), sides))
@@ -57,9 +80,13 @@ def nonlocal_bayes_pass(
     def one_row(sums, row):
         corners = _most_alike(guide, row, columns, sides, count)  # (columns, count): the upper left pixels of patches
         pixels = corners[..., None] + inside
-        found = restore(*(jnp.reshape(picture.reshape(-1, channels)[pixels], (*corners.shape, -1))
-                          for picture in (y, weights, source)))
-        values = jnp.concatenate([found.reshape(*pixels.shape, channels), jnp.ones((*pixels.shape, 1), y.dtype)], -1)
+        taken = [picture.reshape(-1, channels)[pixels] for picture in (y, weights, source)]
+        if each_channel:
+            found = jax.lax.map(lambda one: restore(*one), tuple(jnp.moveaxis(values, -1, 0) for values in taken))
+            found = jnp.moveaxis(found, 0, -1)
+        else:
+            found = restore(*(values.reshape(*corners.shape, -1) for values in taken)).reshape(*pixels.shape, channels)
+        values = jnp.concatenate([found, jnp.ones((*pixels.shape, 1), y.dtype)], -1)
         return sums.at[pixels.ravel()].add(values.reshape(-1, channels + 1)), None
 
     sums, _ = jax.lax.scan(one_row, jnp.zeros((height * width, channels + 1), y.dtype), rows)
@@ -74,7 +101,8 @@ def _places(last: int, stride: int) -> Int[Array, "n"]:
 def _most_alike(
     guide: Image, row: Int[Array, ""], columns: Int[Array, "n"], sides: tuple[int, int], count: int
 ) -> Int[Array, "n count"]:
-    """For the patches of one row: which `count` within reach have the least squared difference to each."""
+    """For the patches of one row: which `count` within reach have the least squared difference to each, itself first.
+    """
     height, width, _ = guide.shape
     around = jnp.pad(guide, ((REACH, REACH), (REACH, REACH), (0, 0)))
     strip = jax.lax.dynamic_slice_in_dim(guide, row, sides[0])
@@ -94,6 +122,7 @@ def _most_alike(
         return jax.vmap(one)(steps)
 
     found = jax.lax.map(distances, steps).reshape(len(steps) ** 2, -1).T
+    found = found.at[:, len(steps) ** 2 // 2].set(-1)  # itself comes first, even where more than `count` are the same
     best = jax.lax.top_k(-found, count)[1]
     down, right = best // len(steps) - REACH, best % len(steps) - REACH
     return (row + down) * width + columns[:, None] + right
@@ -136,12 +165,9 @@ def _from_part(
 def _from_noisy(
     y: Float[Array, "groups count n"], variance: Float[Array, "groups count n"], same: Float[Array, "groups count n"]
 ) -> Float[Array, "groups count n"]:
-    """m + (S - V)_+ S^-1 (y - m), m and S those of the noisy patches; where S is hardly more than the noise, the mean
-    grey of each channel is taken."""
+    """m + (S - V)_+ S^-1 (y - m), m and S those of the noisy patches."""
     mean = y.mean(1, keepdims=True)
     apart, noise = y - mean, variance.mean((1, 2))[:, None]
     values, vectors = jnp.linalg.eigh(jnp.swapaxes(apart, 1, 2) @ apart / max(y.shape[1] - 1, 1))
     share = jnp.maximum(values - noise, 0) / jnp.maximum(values, 1e-12)
-    found = mean + (apart @ vectors * share[:, None]) @ jnp.swapaxes(vectors, 1, 2)
-    flat = (y.var((1, 2)) <= FLAT * noise[:, 0])[:, None, None]
-    return jnp.where(flat, jnp.broadcast_to(y.mean((1, 2), keepdims=True), y.shape), found)
+    return mean + (apart @ vectors * share[:, None]) @ jnp.swapaxes(vectors, 1, 2)

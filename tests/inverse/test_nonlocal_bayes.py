@@ -30,9 +30,24 @@ def error(picture, clean):
     return float(jnp.mean(jnp.square(picture - clean)))
 
 
-def by_hand(y, variance, pilot, groups, known=None):
+OPPONENT = np.array([[1, 1, 1], [1.5**0.5, 0, -(1.5**0.5)], [0.5**0.5, -(2**0.5), 0.5**0.5]]) / 3**0.5  # orthonormal
+
+
+def of_colours(y, variance, pilot, groups, known=None):
+    """Half of it by small patches of all channels, half by larger ones of each opponent colour, at fewer places."""
+    turned = [a @ OPPONENT.T for a in (y, pilot)]
+    variances = variance @ (OPPONENT**2).T
+    apart = np.concatenate([
+        by_hand(turned[0][..., i:i+1], variances[..., i:i+1], turned[1][..., i:i+1],
+                groups._replace(stride=2 * groups.stride), known, guide=turned[1]) for i in range(3)], -1)
+    return (by_hand(y, variance, pilot, groups, None if known is None else np.repeat(known, 3, -1))
+            + apart @ OPPONENT) / 2
+
+
+def by_hand(y, variance, pilot, groups, known=None, guide=None):
     """The pass as its equations read: loops, and C as it is; of patches with holes the pixels that are known."""
     height, width, channels = y.shape
+    guide = pilot if guide is None else guide
     side = min(patches.SIDE, int((patches.LARGEST / channels) ** 0.5))
     corners = [(i, j) for i in range(height - side + 1) for j in range(width - side + 1)]
 
@@ -46,7 +61,7 @@ def by_hand(y, variance, pilot, groups, known=None):
     for i in places(height - side):
         for j in places(width - side):
             near = [c for c in corners if max(abs(c[0] - i), abs(c[1] - j)) <= patches.REACH]
-            near.sort(key=lambda c: float(np.sum((patch(pilot, c) - patch(pilot, (i, j))) ** 2)))
+            near.sort(key=lambda c: float(np.sum((patch(guide, c) - patch(guide, (i, j))) ** 2)))
             chosen = near[: groups.count]
             like, noisy = (np.array([patch(picture, c) for c in chosen]) for picture in (pilot, y))
             noise = np.diag(np.mean([patch(variance, c) for c in chosen], 0))
@@ -68,11 +83,15 @@ def test_a_pass_is_the_mean_of_the_patches_that_the_equation_gives(channels):
     pilot, y = (clean + deviation * rng.normal(size=clean.shape) for deviation in (0.02, SIGMA))
     variance = SIGMA**2 * (0.5 + clean)
     single = [jnp.asarray(a, jnp.float32) for a in (y, variance, pilot)]
+    expected = by_hand if channels == 1 else of_colours
     found = patches.nonlocal_bayes_pass(*single, GROUPS)
-    np.testing.assert_allclose(found, by_hand(y, variance, pilot, GROUPS), atol=2e-4)
-    known = (rng.random(clean.shape) < 0.5).astype(np.float32)
+    np.testing.assert_allclose(found, expected(y, variance, pilot, GROUPS), atol=2e-4)
+    known = (rng.random((20, 20, 1)) < 0.5).astype(np.float32)
     found = patches.nonlocal_bayes_pass(*single, GROUPS, jnp.asarray(known))
-    np.testing.assert_allclose(found, by_hand(y, variance, pilot, GROUPS, known), atol=2e-4)
+    np.testing.assert_allclose(found, expected(y, variance, pilot, GROUPS, known), atol=2e-4)
+    mosaic = (rng.random(clean.shape) < 0.5).astype(np.float32)
+    found = patches.nonlocal_bayes_pass(*single, GROUPS, jnp.asarray(mosaic))
+    np.testing.assert_allclose(found, by_hand(y, variance, pilot, GROUPS, mosaic), atol=2e-4)
 
 
 @pytest.mark.parametrize("noise, channels", [(Gaussian(SIGMA), 1), (Gaussian(SIGMA), 3), (Poisson(60.0), 1),
@@ -87,6 +106,20 @@ def test_where_there_is_nothing_but_noise_the_grey_is_left():
     grey = jnp.full((24, 24, 1), 0.5)
     given = Measurement(Gaussian(SIGMA).draw(KEY, grey), operators.identity, Gaussian(SIGMA))
     assert error(nlb.nonlocal_bayes()(given, KEY).picture, grey) < 0.02 * SIGMA**2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_that_are_all_the_same_stay_what_they_are(channels):
+    """A black frame, as of a scan: more patches than a group holds, none of which tells more than another."""
+    frame = jnp.zeros((48, 48, channels)).at[:20, :20].set(scene(20, channels))
+    noisy = frame.at[:20, :20].add(SIGMA * jax.random.normal(KEY, (20, 20, channels)))
+    found = nlb.nonlocal_bayes()(Measurement(noisy, operators.identity, Gaussian(SIGMA)), KEY).picture
+    np.testing.assert_allclose(found[28:, 28:], 0, atol=1e-5)
+    assert error(found, frame) < 0.5 * error(noisy, frame)
+    known = jax.random.bernoulli(KEY, 0.5, (48, 48, 1)).astype(jnp.float32)
+    found = nlb.nonlocal_bayes()(Measurement(known * frame, operators.masked(known), Gaussian(0.0)), KEY).picture
+    np.testing.assert_allclose(found[28:, 28:], 0, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(known * found), np.asarray(known * frame))
 
 
 def test_an_estimate_gets_back_what_it_smoothed_away():
