@@ -109,8 +109,7 @@ def plugged(*denoisers: Callable[[int], plug_and_play.Remove]) -> Callable[[], R
     def restore(measurement: Measurement, key: jax.Array) -> Restoration:
         channels = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape[-1]
         removes = [denoiser(channels) for denoiser in denoisers]
-        return plug_and_play.plug_and_play(
-            lambda *turn: sum(remove(*turn) for remove in removes) / len(removes))(measurement, key)
+        return plug_and_play.plug_and_play(plug_and_play.mean_of(*removes))(measurement, key)
 
     return lambda: restore
 

@@ -24,7 +24,8 @@ class Prior(NamedTuple):
     what: str
     data: str  # pictures like those it was trained on that come with the installation
     denoises_by: str = "auto"  # the method that --method auto is, to denoise
-    explains_by: str = "auto"  # and for other tasks
+    fills_by: str = "auto"  # and to inpaint
+    explains_by: str = "auto"  # and behind other operators, where one picture will do
 
 
 PRIORS = {
@@ -32,9 +33,9 @@ PRIORS = {
     "digits-fast": Prior("prior_digits_fast.safetensors", "the same in two network calls, made from digits by few-step",
                          "mnist5k"),
     "photos": Prior("prior_photos.safetensors", "photographs in colour, for restoring others of any size",
-                    "photo_turns", "one-step-turned", "weighted"),
+                    "photo_turns", "one-step-turned", "weighted", "plug-and-play"),
     "photos-grey": Prior("prior_photos_grey.safetensors", "photographs in grey, for restoring others of any size",
-                         "photo_turns_grey", "one-step-turned", "weighted"),
+                         "photo_turns_grey", "one-step-turned", "weighted", "plug-and-play"),
     "scenes": Prior("prior_scenes.safetensors", "rendered scenes of one to three of 24 objects, 32x32, drawn by labels",
                     "scenes"),
 }

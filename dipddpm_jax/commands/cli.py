@@ -242,7 +242,11 @@ def _restore(
     options = command.restoring
     if command.prior is not None and options.method == AUTO:
         row = pretrained.PRIORS[command.prior]
-        options = dataclasses.replace(options, method=row.denoises_by if options.task == "denoise" else row.explains_by)
+        # Chains that were asked for are drawn: "fills_by" is a method that has some.
+        chains = any(getattr(options, name) != getattr(RestoreOptions, name) for name in ("calls", "samples"))
+        method = {"denoise": row.denoises_by, "inpaint": row.fills_by}.get(
+            options.task, row.fills_by if chains else row.explains_by)
+        options = dataclasses.replace(options, method=method)
     measured = checked_restoring(options, command.seed)
 
     from dipddpm_jax.commands import restore_by_prior, sample

@@ -30,6 +30,7 @@ from dipddpm_jax.hybrids import (
     estimate_start,
     learned_start,
     pigdm,
+    plugged_prior,
     trained_self_diffusion,
     truncated_reverse,
 )
@@ -47,6 +48,7 @@ MAKERS: dict[str, Callable[..., Restore]] = {
 BY_ITSELF: dict[str, Callable[[DiffusionPrior], Restore]] = {
     "one-step": truncated_reverse.one_step, "educated-start": educated_start.educated_start,
     "one-step-turned": partial(truncated_reverse.one_step, turned=True),
+    "plug-and-play": plugged_prior.plugged_prior,
     "self-diffusion": trained_self_diffusion.trained_self_diffusion,
 }
 

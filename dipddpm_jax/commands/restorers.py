@@ -18,6 +18,7 @@ from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.errors import UserError
 from dipddpm_jax.hybrids.estimate_start import Start, at_error, estimate_start
 from dipddpm_jax.hybrids.pigdm import guided_step, pigdm, weighted_variance
+from dipddpm_jax.hybrids.plugged_prior import plugged_prior, plugged_prior_and_patches
 from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step
 from dipddpm_jax.inverse import operators, splitting
@@ -69,16 +70,31 @@ def photographs_prior(channels: int) -> DiffusionPrior:
 
 
 def _photos(channels: int) -> Restore:
-    """One step to denoise; chains that the measurement guides, where an operator stands before the picture."""
+    """One step to denoise, chains that the measurement guides to fill holes; behind another operator, plug-and-play."""
     prior = photographs_prior(channels)
-    denoise = _within_memory(stabilised(one_step(prior, turned=True)), partial(check_chains_memory, prior))
-    explain = _within_memory(pigdm(prior, CALLS, CHAINS, weighted_variance),
-                             partial(check_chains_memory, prior, chains=CHAINS, gradient=True))
+    memory = partial(check_chains_memory, prior)
+    denoise = _within_memory(stabilised(one_step(prior, turned=True)), memory)
+    fill = _within_memory(pigdm(prior, CALLS, CHAINS, weighted_variance),
+                          partial(memory, chains=CHAINS, gradient=True))
+    plugged = _within_memory(plugged_prior(prior), memory)
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        return (denoise if measurement.operator == operators.identity else explain)(measurement, key)
+        operator = measurement.operator
+        if operator == operators.identity:
+            return denoise(measurement, key)
+        masks = operators.mask_of(operator, jax.eval_shape(operator.adjoint, measurement.y).shape) is not None
+        return (fill if masks else plugged)(measurement, key)
 
     return restore
+
+
+@lru_cache
+def _photos_and_patches(channels: int) -> Restore:
+    """Both in each turn of plug-and-play; patches alone where there is no prior of such pictures."""
+    if channels not in PHOTO_CHANNELS:
+        return nonlocal_bayes()
+    prior = photographs_prior(channels)
+    return _within_memory(plugged_prior_and_patches(prior), partial(check_chains_memory, prior))
 
 
 def refined(estimate: Restore, channels: int, start: Start = at_error) -> Restore:
@@ -123,10 +139,11 @@ def check_method(method: str, options: Mapping[str, object], sigma: float | None
 
 
 def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w 1"] | None) -> Restore:
-    """The restorer of a name of RESTORERS, or of "auto": the referee's average of those that suit the measurement.
+    """The restorer of a name of RESTORERS, or of "auto": the referee's average of those that suit the measurement, and
+    behind an operator other than a mask (0 in `known` where pixels are missing), where the referee can keep nothing
+    back, `photos` and `nonlocal-bayes` plug-and-play.
 
-    Raises UserError where the referee cannot judge: without noise and without missing pixels (0 in `known`) nothing can
-    be kept back that would tell more than what was measured.
+    Raises UserError where there is neither an operator nor noise.
     """
     channels = measurement.y.shape[-1]
     if method != "auto":
@@ -135,7 +152,9 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
         trained = channels in PHOTO_CHANNELS and isinstance(measurement.noise, Gaussian)
         names = FILLERS if trained else UNTRAINED_FILLERS
         return stacked(_of(names, channels), split=splitting.split_pixels(known))
-    if measurement.operator != operators.identity or float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
+    if measurement.operator != operators.identity:
+        return _photos_and_patches(channels)
+    if float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
                         f"choose one of {', '.join(RESTORERS)}")
     return stacked(_of(tuple(name for name in DENOISERS if name != "photos" or channels in PHOTO_CHANNELS), channels))

@@ -37,6 +37,8 @@ PRIOR_METHODS = {
     "matched": RestoringMethod("PiGDM with the variance that the denoiser's gradient tells", gradient=True),
     "weighted": RestoringMethod("PiGDM with the variance of what is uncertain, for photographs", gradient=True),
     "decoupled": RestoringMethod("decoupled steps, as DAPS, with the variance of matched", gradient=True),
+    "plug-and-play": RestoringMethod("one call in each of 24 turns with the measurement, for photographs, as DPIR, "
+                                     "Zhang et al. 2021", samples=False, calls=False),
     "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024",
                                gradient=True, more=4),
     "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False,
@@ -70,10 +72,11 @@ class RestoreOptions:
     blend: float = 0.0
     """Share of the measured picture that is mixed back into what is restored, from 0 to 1; to denoise or inpaint."""
     method: str = AUTO
-    """auto (truncated to denoise, else matched; by --prior photos one-step-turned, else weighted), one-step,
-    one-step-turned, truncated, ddnm, diffpir, dps, pigdm, matched, weighted, decoupled, adapted, learned-start,
-    educated-start, cross-fit-start (for holes in pictures unlike those that the model was trained on) or
-    self-diffusion: docs/results/together.md compares them."""
+    """auto (truncated to denoise, else matched; by --prior photos one-step-turned, to inpaint or with --calls or
+    --samples weighted, else plug-and-play), one-step, one-step-turned, truncated, ddnm, diffpir, dps, pigdm, matched,
+    weighted, decoupled, plug-and-play, adapted, learned-start, educated-start, cross-fit-start (for holes in pictures
+    unlike those that the model was trained on) or self-diffusion: docs/results/together.md compares them, and
+    restoration.md for photographs."""
     calls: int = 50
     """Network calls of a chain."""
     samples: int = 8

@@ -46,3 +46,8 @@ def plug_and_play(remove: Remove) -> Restore:
 def removed_by(denoise: Restore) -> Remove:
     """What a restorer of Gaussian noise takes off."""
     return lambda x, level, before: denoise(Measurement(x, identity, Gaussian(level)), jax.random.key(0)).picture
+
+
+def mean_of(*removes: Remove) -> Remove:
+    """The mean of what several make of a turn."""
+    return lambda *turn: sum(remove(*turn) for remove in removes) / len(removes)

@@ -25,6 +25,7 @@ from dipddpm_jax.data import scenes
 from dipddpm_jax.data.photographs import photograph
 from dipddpm_jax.data.pictures import read_picture, write_picture
 from dipddpm_jax.errors import UserError
+from dipddpm_jax.inverse import operators
 from dipddpm_jax.judging import judges
 from dipddpm_jax.torch_files import read_state
 
@@ -83,6 +84,21 @@ def test_the_prior_of_photographs_denoises_a_picture_of_any_size(tmp_path, monke
     restored = read_picture(file)
     before, after = (np.mean(np.square(x.astype(float) - clean)) for x in (noisy, restored))
     assert restored.shape == clean.shape and after < before / 5  # 7 dB
+
+
+@pytest.mark.parametrize("words, method", [((), "plug-and-play: one call in each"),
+                                           (("--calls", "2", "--samples", "2"), "weighted: PiGDM")])
+def test_the_prior_of_photographs_sharpens(tmp_path, monkeypatch, capsys, words, method):
+    """In turns with the measurement, or by chains, whose spread is kept, where some are asked for."""
+    monkeypatch.chdir(tmp_path)
+    clean = photograph("coffee")[100:140, -64:].mean(-1, keepdims=True).astype(np.float32) / 255
+    write_picture(tmp_path / "blurred.png", np.asarray(operators.blur(40, 64, 1.6).forward(jnp.asarray(clean))))
+    cli.sample_main(["--prior", "photos-grey", "--restore", "blurred.png", "--task", "deblur", "--blur", "1.6", *words])
+    assert method in capsys.readouterr().out
+    (file,) = tmp_path.glob("runs/*/restored.png")
+    before, after = (np.mean((read_picture(tmp_path / name).reshape(40, 64, -1).mean(-1) / 255 - clean[..., 0]) ** 2)
+                     for name in ("blurred.png", file))
+    assert words or after < 0.5 * before
 
 
 def test_the_prior_of_photographs_fills_holes(tmp_path, monkeypatch, capsys):

@@ -73,7 +73,6 @@ def test_a_restorer_that_estimates_its_error_is_quoted(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("words, said", [
     (["--method", "auto", "--num-steps", "30", "--folds", "3"], "does not take --folds, --num-steps"),
     (["--method", "non-local-means", "--task", "superres"], "knows no operator"),
-    (["--method", "auto", "--task", "deblur"], "none to judge by"),
 ])
 def test_what_it_refuses(tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as end:
