@@ -27,6 +27,7 @@ from dipddpm_jax.hybrids import (
     guided_fit,
     learned_start,
     pigdm,
+    plugged_prior,
     trained_self_diffusion,
     truncated_reverse,
 )
@@ -197,12 +198,15 @@ def oracle(
 DENOISE_ONLY = ("one step", "truncated, ddim", "truncated, ancestral", "truncated, 12 times the chains",
                 "non-local means", "start: non-local means, rule", "start: non-local means, oracle",
                 "half cross-fit, half PiGDM")
+PLUGGED = "plug-and-play"  # to denoise it would be turns of a denoiser with what was noisy: nobody asks for that
 REFUSED = {("DDNM+", "deblur")}  # it says so: the pseudo-inverse of a blur multiplies noise
 
 
 def suits(method: str, task: str) -> bool:
     """Whether a row has a cell for a task. Elsewhere than in denoising, PiGDM is what "diffusion" means."""
-    return (method not in DENOISE_ONLY or task.startswith("denoise")) and (method, task) not in REFUSED
+    denoises = task.startswith("denoise")
+    return (method not in DENOISE_ONLY or denoises) and (method, task) not in REFUSED and not (
+        method == PLUGGED and denoises)
 
 
 def methods(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]]:
@@ -219,6 +223,7 @@ def methods(prior: DiffusionPrior, c: Study) -> dict[str, Callable[[], Restore]]
         "PiGDM, matched": lambda: pigdm.pigdm(prior, **many, variance=pigdm.matched_variance),
         "DAPS, s/a": lambda: decoupled.decoupled(prior, **many, variance=decoupled.noise_variance),
         "decoupled, matched": lambda: decoupled.decoupled(prior, **many),
+        PLUGGED: lambda: plugged_prior.plugged_prior(prior),
         "PiGDM, weighted": lambda: pigdm.pigdm(prior, **many, variance=pigdm.weighted_variance),
         "PiGDM, matched, 3 times the chains": lambda: pigdm.pigdm(
             prior, c.calls, THRICE * c.samples, pigdm.matched_variance),

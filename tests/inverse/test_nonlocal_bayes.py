@@ -140,7 +140,7 @@ def test_an_estimate_counts_as_often_as_it_has_fits(monkeypatch):
     np.testing.assert_allclose(pilots[0], 0.75 * scene(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("side, channels, sigma", [(8, 1, SIGMA), (16, 60, SIGMA), (16, 1, 0.0), (16, 1, 10.0)])
+@pytest.mark.parametrize("side, channels, sigma", [(8, 1, SIGMA), (8, 60, SIGMA), (16, 1, 0.0), (16, 1, 10.0)])
 def test_small_pictures_many_channels_and_odd_noise_do_no_harm(side, channels, sigma):
     given = measured(Gaussian(sigma), channels, side)
     for found in (nlb.nonlocal_bayes()(given, KEY).picture, nlb.refine_by_patches(given, scene(side, channels))):
