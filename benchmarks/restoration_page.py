@@ -31,6 +31,7 @@ BAYES = f"cross-fit, {AFTER}"
 BACK, PLUGGED = "known pixels put back", "plug-and-play"
 PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"), (BAYES, CONTROL),
          (f"prior photos, {AFTER}", "prior photos, eight calls, turned"), (BAYES, "prior photos, eight calls, turned"),
+         (f"prior photos, {AFTER}", "nonlocal Bayes"), ("nonlocal Bayes", "prior photos, eight calls, turned"),
          (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"), (f"DIP-TV, {AFTER}", CONTROL),
          ("nonlocal Bayes", "cross-fit"), ("nonlocal Bayes", f"cross-fit, {BACK}"), ("nonlocal Bayes", UNION),
          ("nonlocal Bayes", "self-diffusion"), ("nonlocal Bayes", "biharmonic"), (f"cross-fit, {BACK}", "cross-fit"),

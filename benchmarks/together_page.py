@@ -7,8 +7,8 @@ from scipy.stats import t as student
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 DIFFUSION = ("one step", "truncated, ancestral", "truncated, 12 times the chains", "PiGDM, matched",
-             "PiGDM, matched, 3 times the chains", "PiGDM", "PiGDM, weighted", "plug-and-play", "DDNM+", "DiffPIR", "DPS",
-             "DAPS, s/a", "decoupled, matched")
+             "PiGDM, matched, 3 times the chains", "PiGDM", "PiGDM, weighted", "plug-and-play", "DDNM+", "DiffPIR",
+             "DPS", "DAPS, s/a", "decoupled, matched")
 SHAPED, SEEN_FIRST = "guided start: cross-fit, thrice the error", 4
 LONGER = "cross-fit, 9 fits"  # for three times the seconds of "cross-fit"
 UNIONS = {  # row: what of it there would be without a diffusion prior

@@ -18,15 +18,17 @@ class DipCommand:
 
     config: Annotated[DipConfig, tyro.conf.arg(name="")] = DipConfig()
     run: Annotated[DipRun, tyro.conf.arg(name="")] = DipRun()
-    method: Literal["dip", "auto", "photos", "cross-fit", "cross-fit-bayes", "cross-fit-photos", "self-diffusion",
-                    "pixel-pairs", "nonlocal-bayes", "non-local-means", "total-variation", "wavelets"] = "dip"
+    method: Literal["dip", "auto", "photos", "photos-bayes", "cross-fit", "cross-fit-bayes", "cross-fit-photos",
+                    "self-diffusion", "pixel-pairs", "nonlocal-bayes", "non-local-means", "total-variation",
+                    "wavelets"] = "dip"
     """dip: what the other options describe. photos: the pretrained model of photographs, which denoises, sharpens or
     enlarges in seconds, and fills small pictures in a minute.
-    nonlocal-bayes: patches that look alike, without networks, in seconds, for every task. cross-fit-bayes: the same
-    after a mean of fits, to denoise or inpaint. cross-fit-photos: a mean of fits, from which that model goes on.
+    nonlocal-bayes: patches that look alike, without networks, in seconds, for every task. photos-bayes: both.
+    cross-fit-bayes: patches after a mean of fits, to denoise or inpaint. cross-fit-photos: a mean of fits, from which
+    that model goes on.
     auto: an average of several, weighed by a referee that hides part of the measurement from them; to sharpen or
-    enlarge, where nothing can be hidden, photos and nonlocal-bayes turn by turn. All but dip take only options that say
-    what is restored, and write into runs/restored-NUMBER unless --workdir is given."""
+    enlarge, where nothing can be hidden, photos-bayes. All but dip take only options that say what is restored, and
+    write into runs/restored-NUMBER unless --workdir is given."""
 
 
 @dataclass(frozen=True)

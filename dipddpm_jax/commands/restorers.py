@@ -79,22 +79,29 @@ def _photos(channels: int) -> Restore:
     plugged = _within_memory(plugged_prior(prior), memory)
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        operator = measurement.operator
-        if operator == operators.identity:
+        if measurement.operator == operators.identity:
             return denoise(measurement, key)
-        masks = operators.mask_of(operator, jax.eval_shape(operator.adjoint, measurement.y).shape) is not None
-        return (fill if masks else plugged)(measurement, key)
+        return (plugged if _behind(measurement) else fill)(measurement, key)
 
     return restore
 
 
-@lru_cache
-def _photos_and_patches(channels: int) -> Restore:
-    """Both in each turn of plug-and-play; patches alone where there is no prior of such pictures."""
-    if channels not in PHOTO_CHANNELS:
-        return nonlocal_bayes()
+def _photos_bayes(channels: int) -> Restore:
+    """Patches after `_photos`, which counts as a cross-fit; behind another operator than a mask, both in each turn."""
     prior = photographs_prior(channels)
-    return _within_memory(plugged_prior_and_patches(prior), partial(check_chains_memory, prior))
+    after = nonlocal_bayes_after(_made(_photos, channels), FOLDS)
+    plugged = _within_memory(plugged_prior_and_patches(prior), partial(check_chains_memory, prior))
+
+    def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
+        return (plugged if _behind(measurement) else after)(measurement, key)
+
+    return restore
+
+
+def _behind(measurement: Measurement) -> bool:
+    """Whether something else than a mask stands before the picture."""
+    operator = measurement.operator
+    return operators.mask_of(operator, jax.eval_shape(operator.adjoint, measurement.y).shape) is None
 
 
 def refined(estimate: Restore, channels: int, start: Start = at_error) -> Restore:
@@ -111,6 +118,7 @@ def _cross_fit(channels: int) -> Restore:
 
 RESTORERS: dict[str, Callable[[int], Restore]] = {  # name -> restorer of pictures with so many channels
     "photos": _photos,
+    "photos-bayes": _photos_bayes,
     "cross-fit": _cross_fit,
     "cross-fit-bayes": lambda channels: nonlocal_bayes_after(_made(_cross_fit, channels), FOLDS),
     "cross-fit-photos": lambda channels: refined(_made(_cross_fit, channels), channels),
@@ -141,7 +149,7 @@ def check_method(method: str, options: Mapping[str, object], sigma: float | None
 def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w 1"] | None) -> Restore:
     """The restorer of a name of RESTORERS, or of "auto": the referee's average of those that suit the measurement, and
     behind an operator other than a mask (0 in `known` where pixels are missing), where the referee can keep nothing
-    back, `photos` and `nonlocal-bayes` plug-and-play.
+    back, `photos-bayes`, or patches alone for channels that there is no prior for.
 
     Raises UserError where there is neither an operator nor noise.
     """
@@ -153,7 +161,7 @@ def restorer_for(method: str, measurement: Measurement, known: Float[Array, "h w
         names = FILLERS if trained else UNTRAINED_FILLERS
         return stacked(_of(names, channels), split=splitting.split_pixels(known))
     if measurement.operator != operators.identity:
-        return _photos_and_patches(channels)
+        return _made(RESTORERS["photos-bayes" if channels in PHOTO_CHANNELS else "nonlocal-bayes"], channels)
     if float(jnp.mean(measurement.noise.variance(measurement.y))) < EXACT:
         raise UserError("method 'auto' judges what restores noise or missing pixels; here there are none to judge by: "
                         f"choose one of {', '.join(RESTORERS)}")
