@@ -28,6 +28,7 @@ FALLING = ((1e-3, 4), (3e-4, 4), (1e-4, 4), (3e-5, 4))
 """Where pixels are missing: the least variance that noise counts as having, white being 1, and for how many passes.
 Chosen on three photographs."""
 AFTER = FALLING[1:]  # after fits
+ALONE = 2  # fits that nonlocal Bayes alone counts as in the pilot
 
 
 def nonlocal_bayes() -> Restore:
@@ -69,13 +70,13 @@ def nonlocal_bayes_after(estimate: Restore, fits: int = 1) -> Restore:
 
 def refine_by_patches(measurement: Measurement, picture: Image, fits: int = 1) -> Image:
     """What passes make of a restored picture that is the mean of so many `fits`. To denoise, one pass, its pilot the
-    mean of these and of nonlocal Bayes alone, which counts as one fit more. Where pixels are missing, the last passes
+    mean of these and of nonlocal Bayes alone, which counts as two fits more. Where pixels are missing, the last passes
     of nonlocal Bayes alone, the picture their first pilot. The noise must be independent from pixel to pixel."""
     y, noise, known = measurement.y, measurement.noise, _known(measurement)
     if not bool(known.all()):
         return _in_holes(measurement, known, _put_back(picture, measurement, known), AFTER)
     alone = nonlocal_bayes()(measurement, jax.random.key(0)).picture
-    pilot = (fits * picture + alone) / (fits + 1)
+    pilot = (fits * picture + ALONE * alone) / (fits + ALONE)
     return nonlocal_bayes_pass(y, variance_left(pilot, y, noise), pilot, LAST)
 
 
