@@ -120,13 +120,17 @@ def table(lines: list[dict], control: str = CONTROL) -> list[str]:
 
 
 def regret(lines: list[dict], row: str) -> list[str]:
-    """How far the referee's choice lies below the best of what it chose from, and its average above it."""
+    """How far the referee's choice lies below the best of what it chose from, and its average above it, on pictures
+    that all of these restored."""
     text = []
     chosen, stack = by_picture(lines, f"{row}, best"), by_picture(lines, f"{row}, average")
     names = next((line["weights"] for line in lines if line["row"] == f"{row}, average"), {})
     if not names:
         return text
     each = {name: by_picture(lines, name) for name in names}
+    stack = {picture: psnr for picture, psnr in stack.items() if all(picture in found for found in each.values())}
+    if not stack:
+        return text
     best = {picture: max(found[picture] for found in each.values()) for picture in stack}
     single = max(np.mean([found[picture] for picture in stack]) for found in each.values())
     text.append(f"- {row}: its choice lies {np.mean([best[p] - chosen[p] for p in stack]):z.2f} dB (at most "

@@ -73,3 +73,14 @@ def test_sheets_whose_pictures_were_not_kept_stay_on_the_page():
 def test_a_table_without_its_controls_has_no_differences():
     page = render([{**line, "row": "DIP"} for line in lines()], {}, "")
     assert "| DIP | 30.00 | 0.900 |  | " in page
+
+
+def test_the_referee_is_judged_on_pictures_that_all_it_chose_from_restored():
+    """A method of which one picture is still to be made again, and one of which all are."""
+    of_referee = [{**line, "row": f"referee, {kind}", "psnr": line["psnr"] + gain, "weights": {"BM3D": 0.5, "DIP": 0.5}}
+                  for line in lines() if line["row"] == "BM3D" for kind, gain in (("best", -0.5), ("average", 0.25))]
+    some = [line for line in lines() if (line["row"], line["picture"]) != ("DIP", "0")]
+    said = "- referee: its choice lies 0.50 dB (at most 0.50) below the best method of each picture, its average +0.25"
+    assert said in render([*some, *of_referee], {}, "")
+    none = [line for line in lines() if line["row"] == "BM3D"]
+    assert "- referee" not in render([*none, *of_referee], {}, "")
