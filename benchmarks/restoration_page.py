@@ -28,10 +28,13 @@ UNSEEN = ("superres-4", "deblur-1.6")  # tasks of which errors are those of A x,
 UNDONE = "cut-off undone"
 AFTER = "then nonlocal Bayes"
 BAYES = f"cross-fit, {AFTER}"
+ONCE_MORE = "nonlocal Bayes, one pass more"  # as many as with an estimate before the last
 BACK, PLUGGED = "known pixels put back", "plug-and-play"
 PAIRS = (("cross-fit", "DIP"), (BAYES, "cross-fit"), (BAYES, "nonlocal Bayes"), (BAYES, CONTROL),
          (f"prior photos, {AFTER}", "prior photos, eight calls, turned"), (BAYES, "prior photos, eight calls, turned"),
-         (f"prior photos, {AFTER}", "nonlocal Bayes"), ("nonlocal Bayes", "prior photos, eight calls, turned"),
+         (BAYES, ONCE_MORE), (f"DIP-TV, {AFTER}", ONCE_MORE), (f"prior photos, {AFTER}", ONCE_MORE),
+         (ONCE_MORE, "nonlocal Bayes"), (f"prior photos, {AFTER}", "nonlocal Bayes"),
+         ("nonlocal Bayes", "prior photos, eight calls, turned"),
          (f"DIP-TV, {AFTER}", "DIP-TV"), (f"DIP-TV, {AFTER}", "nonlocal Bayes"), (f"DIP-TV, {AFTER}", CONTROL),
          ("nonlocal Bayes", "cross-fit"), ("nonlocal Bayes", f"cross-fit, {BACK}"), ("nonlocal Bayes", UNION),
          ("nonlocal Bayes", "self-diffusion"), ("nonlocal Bayes", "biharmonic"), (f"cross-fit, {BACK}", "cross-fit"),

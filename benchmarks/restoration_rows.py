@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.restoration_page import BACK, PLUGGED, UNDONE
+from benchmarks.restoration_page import BACK, ONCE_MORE, PLUGGED, UNDONE
 from benchmarks.restoration_tasks import (
     BEHIND,
     CUT_OFF,
@@ -203,6 +203,7 @@ ROWS: dict[str, Row] = {
                                        begins=("DIP-TV",)),
     **{f"{name}, {BACK}": Row(functools.partial(with_known, name), HOLES, begins=(name,))
        for name in ("DIP", "DIP-TV", "cross-fit", "self-diffusion")},
+    ONCE_MORE: Row(lambda: nonlocal_bayes_after(nonlocal_bayes()), DENOISE, draws=False),
     "prior photos, then nonlocal Bayes": Row(
         lambda: nonlocal_bayes_after(begun("prior photos, eight calls, turned"), 10), draws=False,
         begins=("prior photos, eight calls, turned",)),
