@@ -93,7 +93,7 @@ class DipConfig:
     nonlocal_bayes: bool = False
     """To denoise or inpaint: passes of nonlocal Bayes after the fits. Patches of what they restored that look alike say
     which patches are likely, and by that those that were measured are restored once more: some ten core seconds for
-    256x256 pixels, a minute where pixels are missing. Left out where neighbouring pixels share noise."""
+    256x256 pixels, a minute and a half where pixels are missing. Left out where neighbouring pixels share noise."""
     seeds: int = 1
     """Repetitions of it all; several give their mean and an uncertainty."""
     seed: int = 0
