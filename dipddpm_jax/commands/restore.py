@@ -66,8 +66,7 @@ def restore(
     options but `sigma`, and show no bar: "photos", a pretrained model of photographs, which denoises, sharpens or
     enlarges in seconds, and fills small pictures in a minute; "photos-bayes"; "cross-fit", "cross-fit-bayes";
     "cross-fit-photos", from which that model goes on; "self-diffusion", "pixel-pairs", "nonlocal-bayes",
-    "non-local-means", "total-variation", "wavelets"; "auto", a weighted average (`inverse.referee`), to sharpen or
-    enlarge "photos-bayes".
+    "non-local-means", "total-variation", "wavelets"; "auto", a weighted average, to sharpen or enlarge "photos-bayes".
 
     Raises UserError for what is no picture, for options that do not fit, and for fits or a prior beyond memory.
     """
