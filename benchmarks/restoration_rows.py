@@ -29,12 +29,14 @@ from dipddpm_jax.dip.pixel_pairs import pixel_pairs
 from dipddpm_jax.dip.self_diffusion import self_diffusion
 from dipddpm_jax.hybrids.averaged import averaged
 from dipddpm_jax.hybrids.pigdm import pigdm, weighted_variance
+from dipddpm_jax.hybrids.plugged_prior import plugged_prior, plugged_prior_and_patches
+from dipddpm_jax.hybrids.prior import DiffusionPrior
 from dipddpm_jax.hybrids.truncated_reverse import one_step, truncated_reverse
 from dipddpm_jax.inverse import plug_and_play
 from dipddpm_jax.inverse.anscombe import stabilised
 from dipddpm_jax.inverse.cut_off import without_cut_off
 from dipddpm_jax.inverse.measurement import Cost, Measurement, Restoration, Restore
-from dipddpm_jax.inverse.nonlocal_bayes import nonlocal_bayes, nonlocal_bayes_after, remove_by_patches
+from dipddpm_jax.inverse.nonlocal_bayes import nonlocal_bayes, nonlocal_bayes_after
 from dipddpm_jax.inverse.operators import mask_of
 
 BEGUN: dict[str, Restoration] = {}  # what rows made of the picture at hand
@@ -72,6 +74,17 @@ def one_fit(fits: Callable[[int], Dip] | None = None) -> Restore:
     return restore
 
 
+def for_channels(make: Callable[[int], Restore]) -> Restore:
+    """A restorer that is made, once, for as many channels as the picture at hand has."""
+    made = functools.cache(make)
+
+    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
+        shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
+        return made(shape[-1])(measurement, key)
+
+    return restore
+
+
 def bm3d_denoiser() -> Restore:
     """BM3D (Dabov et al. 2007) by its authors' package; of colour, CBM3D."""
     from bm3d import bm3d, bm3d_rgb
@@ -82,50 +95,23 @@ def bm3d_denoiser() -> Restore:
 def photo_prior(calls: int = 0, turned: bool = False) -> Callable[[], Restore]:
     """The pretrained prior `photos` (or `photos-grey`): one call at the time of the noise (or eight, turned), or the
     mean of four chains of so many."""
-    @functools.cache
-    def restorer_for(channels: int) -> Restore:
-        prior = restorers.photographs_prior(channels)
-        return stabilised(truncated_reverse(prior, calls, 4) if calls else one_step(prior, turned))
-
-    return lambda: lambda measurement, key: restorer_for(measurement.y.shape[-1])(measurement, key)
+    return by_photo_prior(
+        lambda prior: stabilised(truncated_reverse(prior, calls, 4) if calls else one_step(prior, turned)))
 
 
 def guided_prior(chains: int = 4) -> Restore:
     """Four chains (or more) of 20 calls, guided by the measurement with the weighted variance (PiGDM); `sample.py
     --restore` takes 50 calls."""
-    @functools.cache
-    def restorer_for(channels: int) -> Restore:
-        return pigdm(restorers.photographs_prior(channels), 20, chains, weighted_variance)
-
-    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
-        shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
-        return restorer_for(shape[-1])(measurement, key)
-
-    return restore
-
-
-def plugged(*denoisers: Callable[[int], plug_and_play.Remove]) -> Callable[[], Restore]:
-    """The mean of what denoisers make of each turn of plug-and-play; they are made for so many channels."""
-    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
-        channels = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape[-1]
-        removes = [denoiser(channels) for denoiser in denoisers]
-        return plug_and_play.plug_and_play(plug_and_play.mean_of(*removes))(measurement, key)
-
-    return lambda: restore
+    return by_photo_prior(lambda prior: pigdm(prior, 20, chains, weighted_variance))()
 
 
 def plugged_bm3d() -> Restore:
-    remove = plug_and_play.removed_by(bm3d_denoiser())
-    return plugged(lambda channels: remove)()
+    return plug_and_play.plug_and_play(plug_and_play.removed_by(bm3d_denoiser()))
 
 
-def by_patches(channels: int) -> plug_and_play.Remove:
-    return remove_by_patches
-
-
-@functools.cache
-def by_photo_prior(channels: int) -> plug_and_play.Remove:
-    return plug_and_play.removed_by(one_step(restorers.photographs_prior(channels)))
+def by_photo_prior(make: Callable[[DiffusionPrior], Restore]) -> Callable[[], Restore]:
+    """A restorer that a prior makes, here the pretrained one of photographs."""
+    return lambda: for_channels(lambda channels: make(restorers.photographs_prior(channels)))
 
 
 def begun(name: str) -> Restore:
@@ -155,15 +141,7 @@ def with_known(name: str) -> Restore:
 def refined(estimate: Restore) -> Restore:
     """An estimate, noised as far as it says that it is wrong, and walked back in eight calls of the prior of
     photographs that the measurement guides; the mean of eight chains."""
-    @functools.cache
-    def restorer_for(channels: int) -> Restore:
-        return restorers.refined(estimate, channels)
-
-    def restore(measurement: Measurement, key: jax.Array) -> Restoration:
-        shape = jax.eval_shape(measurement.operator.adjoint, measurement.y).shape
-        return restorer_for(shape[-1])(measurement, key)
-
-    return restore
+    return for_channels(lambda channels: restorers.refined(estimate, channels))
 
 
 def refined_oracle(truth: np.ndarray) -> Restore:
@@ -221,8 +199,9 @@ ROWS: dict[str, Row] = {
     "prior photos, 4 chains of 20": Row(photo_prior(20), DENOISE[:3]),
     "prior photos, guided": Row(guided_prior, INVERSE),
     f"BM3D, {PLUGGED}": Row(plugged_bm3d, BEHIND, draws=False),
-    f"prior photos, {PLUGGED}": Row(plugged(by_photo_prior), BEHIND, draws=False),
-    f"nonlocal Bayes and prior photos, {PLUGGED}": Row(plugged(by_patches, by_photo_prior), BEHIND, draws=False),
+    f"prior photos, {PLUGGED}": Row(by_photo_prior(plugged_prior), BEHIND, draws=False),
+    f"nonlocal Bayes and prior photos, {PLUGGED}": Row(
+        by_photo_prior(plugged_prior_and_patches), BEHIND, draws=False),
     "prior photos, guided, 32 chains": Row(functools.partial(guided_prior, 32), HOLES),
     "prior photos, guided, 96 chains": Row(functools.partial(guided_prior, 96), HOLES),
     "cross-fit, then prior photos": Row(lambda: refined(begun("cross-fit")), (*INVERSE, *DENOISE[:3]),

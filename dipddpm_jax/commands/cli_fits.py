@@ -23,7 +23,8 @@ class DipCommand:
                     "wavelets"] = "dip"
     """dip: what the other options describe. photos: the pretrained model of photographs, which denoises, sharpens or
     enlarges in seconds, and fills small pictures in a minute.
-    nonlocal-bayes: patches that look alike, without networks, in seconds, for every task. photos-bayes: both.
+    nonlocal-bayes: patches that look alike, without networks, in seconds, for every task. photos-bayes: both, but
+    where pixels are missing.
     cross-fit-bayes: patches after a mean of fits, to denoise or inpaint. cross-fit-photos: a mean of fits, from which
     that model goes on.
     auto: an average of several, weighed by a referee that hides part of the measurement from them; to sharpen or

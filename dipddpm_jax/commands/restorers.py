@@ -87,13 +87,19 @@ def _photos(channels: int) -> Restore:
 
 
 def _photos_bayes(channels: int) -> Restore:
-    """Patches after `_photos`, which counts as a cross-fit; behind another operator than a mask, both in each turn."""
+    """Patches after `_photos`, which counts as a cross-fit, to denoise; both in each turn to sharpen or enlarge.
+    Raises UserError where pixels are missing."""
     prior = photographs_prior(channels)
     after = nonlocal_bayes_after(_made(_photos, channels), FOLDS)
     plugged = _within_memory(plugged_prior_and_patches(prior), partial(check_chains_memory, prior))
 
     def restore(measurement: Measurement, key: Key[Array, ""]) -> Restoration:
-        return (plugged if _behind(measurement) else after)(measurement, key)
+        if measurement.operator == operators.identity:
+            return after(measurement, key)
+        if not _behind(measurement):
+            raise UserError("method 'photos-bayes' denoises, sharpens and enlarges; where pixels are missing "
+                            "'nonlocal-bayes' is as good without the prior")
+        return plugged(measurement, key)
 
     return restore
 

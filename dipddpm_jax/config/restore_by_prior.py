@@ -13,7 +13,7 @@ class RestoringMethod(NamedTuple):
     """A row of the table of methods: what it is, whether it can only denoise, whether it draws several samples, in
     chains of so many calls as are asked for, whether it needs the network's gradient beside its value, how many
     pictures it takes to the network beside those, and whether the picture itself must have been measured, whole or with
-    holes."""
+    holes, or must not."""
 
     what: str
     denoises_only: bool = False
@@ -22,6 +22,7 @@ class RestoringMethod(NamedTuple):
     gradient: bool = False
     more: int = 0
     as_it_is: bool = False
+    behind: bool = False
 
 
 AUTO = "auto"
@@ -38,7 +39,7 @@ PRIOR_METHODS = {
     "weighted": RestoringMethod("PiGDM with the variance of what is uncertain, for photographs", gradient=True),
     "decoupled": RestoringMethod("decoupled steps, as DAPS, with the variance of matched", gradient=True),
     "plug-and-play": RestoringMethod("one call in each of 24 turns with the measurement, for photographs, as DPIR, "
-                                     "Zhang et al. 2021", samples=False, calls=False),
+                                     "Zhang et al. 2021", samples=False, calls=False, behind=True),
     "adapted": RestoringMethod("matched, with weights that go on learning from the picture, as Chung and Ye 2024",
                                gradient=True, more=4),
     "learned-start": RestoringMethod("short chains from a fitted start, as DMPlug and DIIP", calls=False,
@@ -93,6 +94,8 @@ def chosen_method(options: RestoreOptions) -> str:
         raise UserError(f"unknown --method {name!r}: {closest(name, known)}known are {', '.join(known)}")
     if PRIOR_METHODS[name].denoises_only and options.task != "denoise":
         raise UserError(f"--method {name} can only denoise; for --task {options.task} take auto or matched")
+    if PRIOR_METHODS[name].behind and options.task in AS_IT_IS:
+        raise UserError(f"--method {name} sharpens and enlarges; for --task {options.task} take auto")
     if PRIOR_METHODS[name].as_it_is and options.task not in AS_IT_IS:
         raise UserError(f"--method {name} begins where its own error tells it to, which is known where the picture "
                         f"itself was measured; for --task {options.task} take auto or matched")

@@ -65,7 +65,8 @@ def _restored(
     y: Image, variance: Image, pilot: Image | None, groups: Groups, side: int, known: Mask | None = None,
     each_channel: bool = False,
 ) -> Image:
-    """Groups are found by all channels; with `each_channel` the equation is that of each by itself."""
+    """The pass with patches of `side`: of all channels together, or with `each_channel` of one at a time, in groups
+    that all channels find."""
     height, width, channels = y.shape
     sides = min(side, height), min(side, width)
     stride = min(groups.stride, *sides)

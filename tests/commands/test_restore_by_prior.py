@@ -143,6 +143,7 @@ def test_fits_that_would_not_fit_into_memory_are_refused(noisy, run, capsys, mon
     (["--task", "deblur"], "--task deblur needs --blur"),
     (["--factor", "2"], "--factor is for --task superres"),
     (["--task", "deblur", "--blur", "1", "--method", "truncated"], "truncated can only denoise"),
+    (["--method", "plug-and-play"], "plug-and-play sharpens and enlarges; for --task denoise"),
     (["--task", "deblur", "--blur", "1", "--method", "cross-fit-start"], "where the picture itself was measured"),
     (["--method", "dsp"], "did you mean dps"),
     (["--sigma", "0.01"], "out of reach"),
