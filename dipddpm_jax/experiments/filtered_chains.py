@@ -27,6 +27,7 @@ from dipddpm_jax.networks import SkipNet, SmallUNet
 from dipddpm_jax.types import Images
 
 SCHEDULE, PIXELS, MOST_PASSES, EPOCHS = schedules.linear(1000), training.Pixels(), 50, (5, 10, 15, 20)
+WINDOWS = {end: tuple(end - i / 4 for i in range(8)) for end in EPOCHS[2:]}  # checkpoints before so many epochs
 STEPS = (100, 200, 500, 900)
 TORCH_COLUMNS = ("torch_plain", "torch_filtered")
 Kind = Literal["noise", "DIP", "constant", "blurred", "scaled", "mean digit", "noised DIP", "DDIM"]
@@ -129,7 +130,7 @@ def _inside_loss(network: SmallUNet, variables: PyTree):
     return loss
 
 
-def train_ddpm(size: Size, inside: bool, seed: int, chosen: tuple[int, ...]) -> dict[str, np.ndarray]:
+def train_ddpm(size: Size, inside: bool, seed: int, chosen: Sequence[float | int]) -> dict[str, np.ndarray]:
     """The network's parameters (leaves of the tree) after each number of epochs chosen, and the losses."""
     network, optimizer = SmallUNet(widths=size.widths), optax.adam(1e-3)
     loss = _inside_loss(network, fitted_dip(seed)) if inside else training.make_loss(
@@ -140,31 +141,32 @@ def train_ddpm(size: Size, inside: bool, seed: int, chosen: tuple[int, ...]) -> 
     state = training.init_state(network, optimizer, jnp.zeros((1, 28, 28, 1)), None, jax.random.key(seed))
     kept, losses = {}, []
     for epochs in chosen:
-        end = max(1, size.steps * epochs // EPOCHS[-1])
+        end = max(1, int(size.steps * epochs / EPOCHS[-1]))
         while len(losses) < end:
             count = min(25, end - len(losses))
             state, seen = chunk(state, images, None, jnp.int32(count))
             losses += np.asarray(seen.loss)[:count].tolist()
-        kept |= {f"{epochs}_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
+        kept |= {f"{epochs:g}_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
     return {**kept, "losses": np.array(losses)}
 
 
 @functools.cache
 def trained_ddpm(size: Size, inside: bool, seed: int = 0) -> dict[str, np.ndarray]:
     """What `train_ddpm` gives, from the user's cache folder if it is there."""
-    recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside}" + (f" {seed}" if seed else "")
+    chosen = EPOCHS[:1] if inside else sorted({*EPOCHS, *(epochs for window in WINDOWS.values() for epochs in window)})
+    recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside} {chosen} {seed}"
     name = f"report-001-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     return pictures.kept(records.cache_folder() / "runs" / name, recipe,
-                         lambda: train_ddpm(size, inside, seed, EPOCHS[:1] if inside else EPOCHS))
+                         lambda: train_ddpm(size, inside, seed, chosen))
 
 
 @functools.cache
-def variables(size: Size, epochs: int, inside: bool, seed: int = 0) -> PyTree:
+def variables(size: Size, epochs: float | int, inside: bool, seed: int = 0) -> PyTree:
     """The variables of the DDPM of a training seed after so many epochs."""
     example = training.init_state(SmallUNet(widths=size.widths), optax.identity(), jnp.zeros((1, 28, 28, 1)), None,
                                   jax.random.key(0))
     stored, count = trained_ddpm(size, inside, seed), len(jax.tree.leaves(example.params))
-    leaves = [jnp.asarray(stored[f"{epochs}_{i:03d}"]) for i in range(count)]
+    leaves = [jnp.asarray(stored[f"{epochs:g}_{i:03d}"]) for i in range(count)]
     return {"params": jax.tree.unflatten(jax.tree.structure(example.params), leaves), **example.collections}
 
 

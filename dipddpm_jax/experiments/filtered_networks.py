@@ -14,6 +14,7 @@ import numpy as np
 from dipddpm_jax.experiments.filtered_chains import (
     EPOCHS,
     STEPS,
+    WINDOWS,
     Length,
     Size,
     Start,
@@ -39,6 +40,13 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Chains of 500 steps that begin with three passes, of the checkpoints of the two epochs before `epochs`."""
+
+    epochs: int
+
+
+@dataclass(frozen=True)
 class FirstEpoch:
     """The first of twenty epochs, with the DIP inside of training or without."""
 
@@ -52,12 +60,15 @@ def measure_first_epoch(setting: FirstEpoch, size: Size, seed: int) -> Measured:
     return Measured({"loss": losses[-max(1, len(losses) // 3):].mean()}, {"loss": losses.tolist()})
 
 
-def measure_networks(settings: Sequence[Trained], size: Size, seeds: Sequence[int]) -> list[Measured]:
+def measure_networks(settings: Sequence[Trained | Window], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """Frechet distance of pictures as shown, for chains of all lengths; networks of less than all epochs only for 500
-    steps. What one network draws is one batch a length."""
-    found: list[dict[str, float]] = [{} for _ in settings]
-    for seed, epochs in sorted(set(zip(seeds, (setting.epochs for setting in settings), strict=True))):
-        mine = [i for i, setting in enumerate(settings) if (seeds[i], setting.epochs) == (seed, epochs)]
+    steps. What one network draws is one batch a length. Of a window the mean over its checkpoints."""
+    found: list[dict[str, float]] = [_of_window(setting, size, seed) if isinstance(setting, Window) else {}
+                                     for setting, seed in zip(settings, seeds, strict=True)]
+    trained = [(seed, setting.epochs) if isinstance(setting, Trained) else None
+               for seed, setting in zip(seeds, settings, strict=True)]
+    for seed, epochs in sorted(set(filter(None, trained))):
+        mine = [i for i, wanted in enumerate(trained) if wanted == (seed, epochs)]
         keys = jnp.concatenate([jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)] * len(mine))
         weights = variables(size, epochs, False, seed)
         for steps in STEPS if epochs == EPOCHS[-1] else (500,):
@@ -68,6 +79,16 @@ def measure_networks(settings: Sequence[Trained], size: Size, seeds: Sequence[in
                 found[i] |= {f"fd_shown{steps}": numbers["fd"], f"floor{steps}": numbers["floor"]}
     nothing = {f"fd_shown{steps}": np.nan for steps in STEPS}
     return [Measured(nothing | numbers) for numbers in found]
+
+
+def _of_window(window: Window, size: Size, seed: int) -> dict[str, float]:
+    """All checkpoints draw from the same starts with the same noise."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
+    begin, run = chain_start(Start("DIP", 3), 500, seed, size.count), chain(
+        size.widths, min(500, size.most), size.stride, False, False)
+    drawn = [run(variables(size, epochs, False, seed), begin, keys) for epochs in WINDOWS[window.epochs]]
+    numbers = [judged(stretched_as_reported(np.asarray(images)), seed) for images in drawn]
+    return {"fd_shown500": np.mean([n["fd"] for n in numbers]), "floor500": numbers[0]["floor"]}
 
 
 def measure_passes(setting: Length, size: Size, seed: int) -> Measured:

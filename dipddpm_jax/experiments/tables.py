@@ -165,6 +165,8 @@ class Results(NamedTuple):
 
     def together(self, *cells: tuple[str, str]) -> np.ndarray:
         """Numbers (row, key) in columns, one row a seed that all of them have. Raises NotMeasured."""
+        if self.read is not None:
+            self.read.update(row for row, _ in cells)  # all, before the first that is not there stops it
         found = [self.of(*cell) for cell in cells]
         common = sorted(set.intersection(*map(set, found)))
         if not common:
