@@ -186,14 +186,14 @@ NETWORK_CLAIMS = (
           "not above that of 900 without, margin a tenth, as networks differ by factors; FD of pictures as the report "
           "shows them. Of eight networks the difference could not be told; this rule was written then, and counts "
           "later ones only (seeds 8 and up). Pure noise is a poor start there: see the constant after 900 steps",
-          _steps, LONG, (8, 16), 8),
+          _steps, LONG, (8, 16), 8, 2),
 )
 EPOCHS_CLAIM = Claim(
     "20 epochs are better than 5, 10 and 15", "500 steps, k = 3: the mean over eight checkpoints, a quarter of an "
     "epoch apart, is lower before the end of 20 epochs than of 15 (and, for the claim to hold, that after 20 than "
     "after 5 and 10); " + SHOWN + ". Of eight networks (the table above) 5 and 10 epochs were worse by the last "
     "checkpoint of each, and 15 against 20 could not be told; this rule was written then, and counts later networks "
-    "only (seeds 8 and up)", _epochs, LONG, (8, 16), 8)
+    "only (seeds 8 and up)", _epochs, LONG, (8, 16), 8, 2)
 INSIDE_CLAIM = Claim(
     "A DIP inside training is not viable: pure noise remains", "of the noise's variance the network cannot name more "
     "after an epoch than one that is trained without the DIP; independent networks, margin 0.2", _inside,

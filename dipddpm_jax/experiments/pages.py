@@ -44,13 +44,13 @@ RULES = (
     "*Told at*: the look at which the verdict was given, where more runs were made for other "
     "claims. Runs differ in weights and noise; what they share (one photograph in 002, the data and the DIP's digit in "
     "001) the verdict does not reach beyond. The rules were written on 2026-11-26, when the first runs of most tables "
-    "had been seen, and those of claims asked anew on 2026-11-27 and 28: the 5 % are those of rules that are fixed "
+    "had been seen, and those of claims asked anew on 2026-11-27 to 29: the 5 % are those of rules that are fixed "
     "beforehand, and of one report.")
 
 
 def _rules(of_reports: Sequence[Sequence[Judged]]) -> str:
     """RULES with the probability of a false verdict in a report, the largest of several."""
-    bound = max((ALPHA * (1 + sum(one.claim.begins > 0 for one in judged) / len(judged)) for judged in of_reports
+    bound = max((ALPHA * (1 + sum(one.claim.asked - 1 for one in judged) / len(judged)) for judged in of_reports
                  if judged), default=ALPHA)
     return RULES.replace("BOUND", f"{100 * bound:.1f} %")
 

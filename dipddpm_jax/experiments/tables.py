@@ -67,7 +67,8 @@ class Column:
 class Claim:
     """A sentence of the report, the rule by which we judge it (in words, with its margin), that rule as a function,
     and what would overturn its verdict. `looks`: numbers of runs at which it is judged; the last is the cap. Default:
-    the table's. `begins`: the first seed that counts, where earlier runs only showed how to ask."""
+    the table's. `begins`: the first seed that counts, where earlier runs only showed how to ask. `asked`: how often
+    the claim has been asked, with this rule."""
 
     text: str
     rule: str
@@ -75,6 +76,7 @@ class Claim:
     overturn: str = ""
     looks: tuple[int, ...] = ()
     begins: int = 0
+    asked: int = 1
 
 
 @dataclass(frozen=True)

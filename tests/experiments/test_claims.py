@@ -23,7 +23,7 @@ def dip(*passes):
     return [f"DIP, k = {k}" for k in passes]
 
 
-EPOCHS = [a001._shorter(epochs) for epochs in (5, 10, 15)]
+EPOCHS = [a001._shorter(5), a001._shorter(10), a001._window(15)]
 FAST, GRADUAL, SLOW = (f"{levels}, 3 x 1000" for levels in ("fast", "gradual", "slow"))
 STAGED, REAL = "staged, towards the noisy picture", "a real DIP, stopped by held-out pixels"
 WORSE = ("DDPM's lr 0.01", "both lr 0.01", "exponential sigma", "cosine sigma", "batch 128")

@@ -28,7 +28,7 @@ KINDS = {
     "000": ("runs/N1*", "runs/C*"),
     "001": ("starts/no DIP*", "starts/DIP, k = 2", "starts/*mean as a constant", "starts/blurred*", "starts/*right*",
             "starts/DDIM*", "lengths/5 epochs*", "lengths/DIP inside*", "time/100 steps", "networks/DIP, k = 2",
-            "networks/*, 5 epochs", "inside/DIP*", "passes/*"),
+            "networks/*, 5 epochs", "epochs/*, 5 epochs", "epochs/*before 15", "inside/DIP*", "passes/*"),
     "002": ("depth/traditional, 3*", "depth/modified, 5*", "levels/fast, 500*", "failures/3*", "restoration/*"),
     "003": ("runs/DDPM alone*", "runs/DIP+DDPM, 10*"),
     "004": ("training/GELU, linear betas, guidance 2", "learned/*", "digits/w = 2", "printed/*"),
