@@ -158,8 +158,9 @@ def _time_curves(results: Results):
 
 
 def _step_curves(results: Results):
-    return STEPS, {name: [results.mean(name, f"fd_shown{steps}") for steps in STEPS]
-                   for name in (NONE, CHOSEN, BLURRED, CONSTANT)}
+    names = (NONE, CHOSEN, BLURRED, CONSTANT)
+    found = results.together(*((name, f"fd_shown{steps}") for name in names for steps in STEPS))  # of the same networks
+    return STEPS, dict(zip(names, found.mean(0).reshape(len(names), -1).tolist()))
 
 
 def _pass_curves(results: Results):
@@ -233,7 +234,8 @@ TABLES = (
           (*(Column(f"fd_shown{steps}", f"FD as shown, {steps} steps", "as reported", 1) for steps in STEPS),
            Column("floor500", "FD of real digits, as many", "control", 1)),
           Together(measure_networks, lambda setting: "networks", len(NETWORKS), True), NETWORK_CLAIMS,
-          (Plot("steps", "FD as shown against steps, mean over networks.", _step_curves, "steps", "FD(digits)"),),
+          (Plot("steps", "FD as shown against steps, mean over networks that all rows share.", _step_curves, "steps",
+                "FD(digits)"),),
           looks=(4, 8)),
     Table("epochs", "Epochs, with a network of its own for each seed", "One checkpoint is a matter of luck, as the "
           "learning rate does not fall. Here FD is a mean over eight, from the same starts with the same noise.", LATER,
@@ -274,7 +276,8 @@ REPORT = Report(
     "with a DIP, where real digits have 8. Without one it is 177 after 200 steps, 65 after 500 and 80 after 900. So a "
     "DIP does help a chain that begins late: what it makes of noise is a smooth dark picture with little noise in it. "
     "Blurred noise of the same mean and deviation helps less (92 after 200 steps). How often it is applied changes no "
-    "more than another seed does, and it saves no time but that of the steps left out. "
+    "more than another seed does, and it saves no time but that of the steps left out. Of sixteen networks trained "
+    "later, 500 steps with a DIP are better than 900 without, and twenty epochs better than fifteen. "
     "The verdicts ask for several networks, each trained anew.",
     ("networks", "steps"),
     (("training pictures", "60,000 of MNIST", "4,500 of mnist5k"),

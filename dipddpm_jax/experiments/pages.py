@@ -36,7 +36,7 @@ RULES = (
     " sign test for medians, Barnard's exact test for shares), over independent runs only, paired by seed; brackets "
     "are 95 % intervals of one effect by itself. Runs are looked at when the planned numbers are reached, and no "
     "more are made once a claim is told or has the most runs that are planned for it. Where these could not tell, a "
-    "claim may be asked once more, of later seeds only, by a rule written before they were made. All claims of a "
+    "claim may be asked again, of later seeds only, by a rule written before they were made. All claims of a "
     f"report and all looks together give a false verdict with a probability of {100 * ALPHA:.0f} % at most, more by a "
     "claim's share of it for each that was asked anew (BOUND here), so that an interval may exclude an effect "
     "and the verdict still be open. *Needed*: runs that tell a true effect of the margin from none, or "

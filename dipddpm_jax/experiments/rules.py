@@ -12,7 +12,7 @@ invalidates; Barnard's exact test for shares. Runs are looked at when there are 
 no more are made once the claim is told; each look may spend its part of alpha (proportional to the runs it adds, Lan
 and DeMets 1983; summed by the union bound, so that it is valid for every test and few runs). Claims of one report
 share alpha by Holm's method (1979), with care for the two hypotheses of each; one that is asked anew, of later runs
-only, has its share twice, which the pages say.
+only, has its share each time, which the pages say.
 """
 import math
 from collections.abc import Sequence

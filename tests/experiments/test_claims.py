@@ -27,6 +27,7 @@ EPOCHS = [a001._shorter(5), a001._shorter(10), a001._window(15)]
 FAST, GRADUAL, SLOW = (f"{levels}, 3 x 1000" for levels in ("fast", "gradual", "slow"))
 STAGED, REAL = "staged, towards the noisy picture", "a real DIP, stopped by held-out pixels"
 WORSE = ("DDPM's lr 0.01", "both lr 0.01", "exponential sigma", "cosine sigma", "batch 128")
+COSINE = "cosine sigma"
 # (report, its number): numbers by which the claim is true, and numbers by which it is false
 CASES = {
     ("000", 0): ({(a000.A, "samples"): 5.0}, {}), ("000", 1): ({(a000.A, "samples"): 5.0}, {}),
@@ -50,9 +51,10 @@ CASES = {
     ("002", 6): ({(FAST, "psnr"): 5.0}, {}), ("002", 7): ({(FAST, "mean_psnr"): 5.0}, {}),
     ("002", 8): ({("5 layers", "failed"): 1.0}, {}), ("002", 9): ({(STAGED, "psnr"): 5.0}, {}),
     ("003", 0): (cells([a003.BASE], ["ten_passes", "single"], 5.0), {(a003.BASE, "ten_passes"): 5.0}),
-    ("003", 1): ({("20+20 epochs", "ten_passes"): 9.0}, {}),
-    **{("003", 2 + i): ({(row, "ten_passes"): -400.0 * (i + 1)}, {(row, "ten_passes"): 9.0})
-       for i, row in enumerate(WORSE)},
+    ("003", 1): ({("20+20 epochs", "single"): 30.0}, {("20+20 epochs", "ten_passes"): 30.0}),
+    **{("003", 2 + i): ({(a003.BASE, "single"): 30.0, (row, "single"): -400.0}, {(row, "single"): 30.0})
+       for i, row in enumerate(WORSE) if row != COSINE},
+    ("003", 2 + WORSE.index(COSINE)): ({(COSINE, "ten_passes"): -400.0}, {(COSINE, "ten_passes"): 9.0}),
     ("003", 7): ({(a003.BASE, "denoised"): 5.0}, {}),
     ("004", 0): ({(a004.BASE, "mean"): 1.5}, {}), ("004", 1): ({(a004.BASE, "mean"): 1.5}, {}),
     ("004", 2): ({(a004.BASE, "mean"): 1.5, (a004.BASE, "loss"): 2.0}, {(a004.BASE, "loss"): 2.0}),
@@ -103,6 +105,7 @@ def test_every_claim_has_a_margin_looks_and_what_would_overturn_it():
     assert len(ASKED) == len(CASES) == 37
     for _, _, table, claim in ASKED:
         assert any(word in claim.rule for word in ("margin", "within", "less than 3 dB")) and claim.overturn
+        assert (claim.asked > 1) == (claim.begins > 0)  # each asking has its share of false verdicts, of fresh runs
         looks = verdicts.planned(claim, table)
         assert list(looks) == sorted(set(looks))
         parts = claim.judge(results(table, CASES[next(key for key in CASES)][0], 0.1, 4)).parts

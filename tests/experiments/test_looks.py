@@ -222,7 +222,7 @@ def test_runs_that_were_made_for_other_claims_are_no_evidence():
     (table,) = report.tables
     rows = Results({name: {seed: {"numbers": {"psnr": value + (100.0 * value if seed >= 4 else 0.01 * seed * value)}}
                            for seed in range(9)} for name, value in (("a", 1.0), ("b", 5.0))})
-    anew = replace(table.claims[0], begins=6, looks=(2,))
+    anew = replace(table.claims[0], begins=6, looks=(2,), asked=2)
     first, later = verdicts.judge_tables(report, [(replace(table, claims=(*table.claims, anew)), "quick", rows)])
     assert (first.runs, first.most, later.runs, later.most) == (4, 4, 2, 2)
     assert "+4.1" in first.verdict.why and "+404" in later.verdict.why
