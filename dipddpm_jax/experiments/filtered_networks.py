@@ -40,7 +40,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Window:
+class LastEpochs:
     """Chains of 500 steps that begin with three passes, of the checkpoints of the two epochs before `epochs`."""
 
     epochs: int
@@ -60,10 +60,10 @@ def measure_first_epoch(setting: FirstEpoch, size: Size, seed: int) -> Measured:
     return Measured({"loss": losses[-max(1, len(losses) // 3):].mean()}, {"loss": losses.tolist()})
 
 
-def measure_networks(settings: Sequence[Trained | Window], size: Size, seeds: Sequence[int]) -> list[Measured]:
+def measure_networks(settings: Sequence[Trained | LastEpochs], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """Frechet distance of pictures as shown, for chains of all lengths; networks of less than all epochs only for 500
     steps. What one network draws is one batch a length. Of a window the mean over its checkpoints."""
-    found: list[dict[str, float]] = [_of_window(setting, size, seed) if isinstance(setting, Window) else {}
+    found: list[dict[str, float]] = [_of_window(setting, size, seed) if isinstance(setting, LastEpochs) else {}
                                      for setting, seed in zip(settings, seeds, strict=True)]
     trained = [(seed, setting.epochs) if isinstance(setting, Trained) else None
                for seed, setting in zip(seeds, settings, strict=True)]
@@ -81,7 +81,7 @@ def measure_networks(settings: Sequence[Trained | Window], size: Size, seeds: Se
     return [Measured(nothing | numbers) for numbers in found]
 
 
-def _of_window(window: Window, size: Size, seed: int) -> dict[str, float]:
+def _of_window(window: LastEpochs, size: Size, seed: int) -> dict[str, float]:
     """All checkpoints draw from the same starts with the same noise."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
     begin, run = chain_start(Start("DIP", 3), 500, seed, size.count), chain(

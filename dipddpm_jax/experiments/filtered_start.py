@@ -19,8 +19,8 @@ from dipddpm_jax.experiments.filtered_chains import (
 )
 from dipddpm_jax.experiments.filtered_networks import (
     FirstEpoch,
+    LastEpochs,
     Trained,
-    Window,
     measure_first_epoch,
     measure_networks,
     measure_passes,
@@ -83,7 +83,7 @@ NETWORKS = (Row(NONE, Trained(Start("noise"))),
             *(Row(name, Trained(Start(CONTROLS[name])), note="control") for name in (CONSTANT, BLURRED)),
             *(Row(_shorter(epochs), Trained(Start("DIP", 3), epochs)) for epochs in EPOCHS[:-1]))
 LATER = (*(Row(_shorter(epochs), Trained(Start("DIP", 3), epochs)) for epochs in (5, 10, 20)),
-         *(Row(_window(epochs), Window(epochs), note="mean of eight checkpoints") for epochs in EPOCHS[-2:]))
+         *(Row(_window(epochs), LastEpochs(epochs), note="mean of eight checkpoints") for epochs in EPOCHS[-2:]))
 MARGIN = 5.0  # FD; two sets of real digits are 6 to 8 apart
 
 

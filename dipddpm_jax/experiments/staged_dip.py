@@ -155,7 +155,7 @@ DEPTH_CLAIMS = (
       for layers, a, b in ((3, 34.97, 31.06), (4, 34.50, 26.23), (5, 30.17, 25.98))),
     Claim("Fewer layers are better", "one stage, " + AT_01 + ", from 4 to 3 layers and from 5 to 4. Of 24 runs it "
           "could not be told; asked once more of later ones only (seeds 24 and up)", _shallow,
-          "a lower rate, with which deeper networks are not worse trained", (64, 128), 24),
+          "a lower rate, with which deeper networks are not worse trained", (64, 128), 24, 2),
     Claim("Early stopping saves time", "of the planned epochs some are not run; margin 1 %", _stops,
           "a stop rule that does not see the clean picture: this one can only be used where nothing is to be restored"),
 )
