@@ -106,9 +106,9 @@ SIZE = "the report's own size, 32 x 32 with batches of 64"
 AS_TRAINED = (
     "one pass over held-out pictures with the front before it, as trained, same times and noise for both, a front of "
     "its own for each seed: PSNR is higher (less than 20 dB, a picture lost, counts as 20); margin 0.5 dB. By the "
-    "report's ten passes without the front, after which runs of one setting scatter by 7 dB and more, {} could not "
-    "tell; this rule was written then, when one pass of the same runs had been seen, and counts later ones only "
-    "(seeds 24 and up)")
+    "report's ten passes without the front, after which runs of one setting scatter by more than settings differ (± in "
+    "the table), {} could not tell; this rule was written then, when one pass of the same runs had been seen, and "
+    "counts later ones only (seeds 24 and up). What ten passes show is not answered by it")
 TWICE, THRICE, AT_ONCE = ((AS_TRAINED.format(runs), looks, 24, asked) for runs, looks, asked in (
     ("eight runs", (4, 8), 2), ("eight and then sixteen", (4, 8), 3), ("eight and then sixteen", (12,), 3)))
 CLAIMS = (

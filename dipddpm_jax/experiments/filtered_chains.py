@@ -27,7 +27,7 @@ from dipddpm_jax.networks import SkipNet, SmallUNet
 from dipddpm_jax.types import Images
 
 SCHEDULE, PIXELS, MOST_PASSES, EPOCHS = schedules.linear(1000), training.Pixels(), 50, (5, 10, 15, 20)
-WINDOWS = {end: tuple(end - i / 4 for i in range(8)) for end in EPOCHS[2:]}  # checkpoints before so many epochs
+CHECKPOINTS = {end: tuple(end - i / 4 for i in range(8)) for end in EPOCHS[2:]}  # checkpoints before so many epochs
 STEPS = (100, 200, 500, 900)
 TORCH_COLUMNS = ("torch_plain", "torch_filtered")
 Kind = Literal["noise", "DIP", "constant", "blurred", "scaled", "mean digit", "noised DIP", "DDIM"]
@@ -153,7 +153,7 @@ def train_ddpm(size: Size, inside: bool, seed: int, chosen: Sequence[float | int
 @functools.cache
 def trained_ddpm(size: Size, inside: bool, seed: int = 0) -> dict[str, np.ndarray]:
     """What `train_ddpm` gives, from the user's cache folder if it is there."""
-    chosen = EPOCHS[:1] if inside else sorted({*EPOCHS, *(epochs for window in WINDOWS.values() for epochs in window)})
+    chosen = EPOCHS[:1] if inside else sorted({*EPOCHS, *(epochs for of in CHECKPOINTS.values() for epochs in of)})
     recipe = f"{size.widths} {size.steps} {size.batch} {size.data} {inside} {chosen} {seed}"
     name = f"report-001-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     return pictures.kept(records.cache_folder() / "runs" / name, recipe,

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dipddpm_jax.experiments.filtered_chains import (
+    CHECKPOINTS,
     EPOCHS,
     STEPS,
-    WINDOWS,
     Length,
     Size,
     Start,
@@ -41,7 +41,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class LastEpochs:
-    """Chains of 500 steps that begin with three passes, of the checkpoints of the two epochs before `epochs`."""
+    """Chains of 500 steps that begin with three passes, by eight checkpoints of the two epochs that end at `epochs`."""
 
     epochs: int
 
@@ -62,8 +62,8 @@ def measure_first_epoch(setting: FirstEpoch, size: Size, seed: int) -> Measured:
 
 def measure_networks(settings: Sequence[Trained | LastEpochs], size: Size, seeds: Sequence[int]) -> list[Measured]:
     """Frechet distance of pictures as shown, for chains of all lengths; networks of less than all epochs only for 500
-    steps. What one network draws is one batch a length. Of a window the mean over its checkpoints."""
-    found: list[dict[str, float]] = [_of_window(setting, size, seed) if isinstance(setting, LastEpochs) else {}
+    steps. What one network draws is one batch a length. Of the last epochs the mean over checkpoints."""
+    found: list[dict[str, float]] = [_of_last_epochs(setting, size, seed) if isinstance(setting, LastEpochs) else {}
                                      for setting, seed in zip(settings, seeds, strict=True)]
     trained = [(seed, setting.epochs) if isinstance(setting, Trained) else None
                for seed, setting in zip(seeds, settings, strict=True)]
@@ -81,12 +81,12 @@ def measure_networks(settings: Sequence[Trained | LastEpochs], size: Size, seeds
     return [Measured(nothing | numbers) for numbers in found]
 
 
-def _of_window(window: LastEpochs, size: Size, seed: int) -> dict[str, float]:
-    """All checkpoints draw from the same starts with the same noise."""
+def _of_last_epochs(setting: LastEpochs, size: Size, seed: int) -> dict[str, float]:
+    """Mean distance of what the checkpoints draw, all from the same starts with the same noise."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), size.count)
     begin, run = chain_start(Start("DIP", 3), 500, seed, size.count), chain(
         size.widths, min(500, size.most), size.stride, False, False)
-    drawn = [run(variables(size, epochs, False, seed), begin, keys) for epochs in WINDOWS[window.epochs]]
+    drawn = [run(variables(size, epochs, False, seed), begin, keys) for epochs in CHECKPOINTS[setting.epochs]]
     numbers = [judged(stretched_as_reported(np.asarray(images)), seed) for images in drawn]
     return {"fd_shown500": np.mean([n["fd"] for n in numbers]), "floor500": numbers[0]["floor"]}
 

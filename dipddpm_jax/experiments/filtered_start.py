@@ -72,7 +72,7 @@ def _shorter(epochs: int) -> str:
     return f"DIP, k = 3, {epochs} epochs"
 
 
-def _window(epochs: int) -> str:
+def _last_epochs(epochs: int) -> str:
     return f"DIP, k = 3, the two epochs before {epochs}"
 
 
@@ -82,8 +82,9 @@ NETWORKS = (Row(NONE, Trained(Start("noise"))),
             *(Row(f"DIP, k = {k}", Trained(Start("DIP", k))) for k in (*FEW, *MORE, *MANY)),
             *(Row(name, Trained(Start(CONTROLS[name])), note="control") for name in (CONSTANT, BLURRED)),
             *(Row(_shorter(epochs), Trained(Start("DIP", 3), epochs)) for epochs in EPOCHS[:-1]))
-LATER = (*(Row(_shorter(epochs), Trained(Start("DIP", 3), epochs)) for epochs in (5, 10, 20)),
-         *(Row(_window(epochs), LastEpochs(epochs), note="mean of eight checkpoints") for epochs in EPOCHS[-2:]))
+EPOCH_ROWS = (*(Row(_shorter(epochs), Trained(Start("DIP", 3), epochs)) for epochs in (5, 10, 20)),
+              *(Row(_last_epochs(epochs), LastEpochs(epochs), note="mean of eight checkpoints")
+                for epochs in EPOCHS[-2:]))
 MARGIN = 5.0  # FD; two sets of real digits are 6 to 8 apart
 
 
@@ -128,7 +129,7 @@ def _steps(results: Results) -> Finding:
 
 
 def _epochs(results: Results) -> Finding:
-    rows = (_window(15), _window(20), _shorter(5), _shorter(10), _shorter(20))
+    rows = (_last_epochs(15), _last_epochs(20), _shorter(5), _shorter(10), _shorter(20))
     before_15, before_20, *earlier, after_20 = results.together(*((row, "fd_shown500") for row in rows)).T
     earlier = [above(f"FD after {epochs} less FD after 20 epochs", fd - after_20, MARGIN)
                for epochs, fd in zip(EPOCHS, earlier)]
@@ -238,10 +239,11 @@ TABLES = (
                 "FD(digits)"),),
           looks=(4, 8)),
     Table("epochs", "Epochs, with a network of its own for each seed", "One checkpoint is a matter of luck, as the "
-          "learning rate does not fall. Here FD is a mean over eight, from the same starts with the same noise.", LATER,
+          "learning rate does not fall: in the last two rows FD is a mean over eight, of the same starts and noise.",
+          EPOCH_ROWS,
           (Column("fd_shown500", "FD as shown, 500 steps", "as reported", 1),
            Column("floor500", "FD of real digits, as many", "control", 1)),
-          Together(measure_networks, lambda setting: "networks", len(LATER), True), (EPOCHS_CLAIM,),
+          Together(measure_networks, lambda setting: "networks", len(EPOCH_ROWS), True), (EPOCHS_CLAIM,),
           seeds={"quick": 0}),
     Table("inside", "A DIP inside training, with independent networks", "The first of twenty epochs only, by its loss; "
           "the table of epochs has samples of a longer run.",

@@ -38,7 +38,7 @@ RULES = (
     "more are made once a claim is told or has the most runs that are planned for it. Where these could not tell, a "
     "claim may be asked again, of later seeds only, by a rule written before they were made. All claims of a "
     f"report and all looks together give a false verdict with a probability of {100 * ALPHA:.0f} % at most, more by a "
-    "claim's share of it for each that was asked anew (BOUND here), so that an interval may exclude an effect "
+    "claim's share of it for each time that one was asked anew (BOUND here), so that an interval may exclude an effect "
     "and the verdict still be open. *Needed*: runs that tell a true effect of the margin from none, or "
     "the effect as it was seen, with a probability of 80 %, at the scatter seen; not where the runs cannot answer. "
     "*Told at*: the look at which the verdict was given, where more runs were made for other "

@@ -10,7 +10,7 @@ from dipddpm_jax.experiments import filtered_start as a001
 from dipddpm_jax.experiments import single_image as a000
 from dipddpm_jax.experiments import staged_dip as a002
 from dipddpm_jax.experiments.rules import judge_together
-from dipddpm_jax.experiments.tables import Results
+from dipddpm_jax.experiments.tables import NotMeasured, Results
 
 UNTOLD = {"failed": 0.0, "shuffled": 0.0}  # every other number of every row is 1 unless said otherwise
 
@@ -23,11 +23,11 @@ def dip(*passes):
     return [f"DIP, k = {k}" for k in passes]
 
 
-EPOCHS = [a001._shorter(5), a001._shorter(10), a001._window(15)]
+EPOCHS = [a001._shorter(5), a001._shorter(10), a001._last_epochs(15)]
 FAST, GRADUAL, SLOW = (f"{levels}, 3 x 1000" for levels in ("fast", "gradual", "slow"))
 STAGED, REAL = "staged, towards the noisy picture", "a real DIP, stopped by held-out pixels"
-WORSE = ("DDPM's lr 0.01", "both lr 0.01", "exponential sigma", "cosine sigma", "batch 128")
 COSINE = "cosine sigma"
+WORSE = ("DDPM's lr 0.01", "both lr 0.01", "exponential sigma", COSINE, "batch 128")
 # (report, its number): numbers by which the claim is true, and numbers by which it is false
 CASES = {
     ("000", 0): ({(a000.A, "samples"): 5.0}, {}), ("000", 1): ({(a000.A, "samples"): 5.0}, {}),
@@ -99,6 +99,22 @@ def test_a_claim_holds_where_it_is_true_and_fails_where_it_is_false(name, number
     assert answer(table, claim, true, 1e-3, 24) == "holds"
     assert answer(table, claim, false, 1e-3, 24) == "does not hold"
     assert answer(table, claim, true, 1e-3, 1) == "cannot be told"  # one run tells nothing
+
+
+def test_epochs_hold_only_where_twenty_are_better_than_all_three():
+    table, claim = next((table, claim) for _, _, table, claim in ASKED if claim is a001.EPOCHS_CLAIM)
+    last, *earlier = reversed(EPOCHS)
+    for missing in earlier:  # better than 15 epochs, and no better than 5 or than 10
+        given = cells([row for row in EPOCHS if row != missing], ["fd_shown500"], 60.0)
+        assert answer(table, claim, given, 1e-3, 24) == "cannot be told"
+    assert answer(table, claim, cells([last], ["fd_shown500"], -60.0), 1e-3, 24) == "does not hold"
+
+
+def test_rows_that_are_not_there_are_all_named():
+    rows = Results({}, set())
+    with pytest.raises(NotMeasured):
+        rows.together(("a", "psnr"), ("b", "psnr"))
+    assert rows.read == {"a", "b"}
 
 
 def test_every_claim_has_a_margin_looks_and_what_would_overturn_it():
